@@ -1,0 +1,1 @@
+//! Who is asking: credentials, challenges, htpasswd files, principals.

@@ -1,0 +1,1 @@
+//! The configuration: file, environment and flags resolved into one checked value.

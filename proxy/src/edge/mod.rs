@@ -1,0 +1,3 @@
+//! The asynchronous edge: sockets, TLS, the kernel.
+
+pub mod guard;

@@ -1,0 +1,1 @@
+//! The strict layer over httparse: heads, framing, chunks, fields.

@@ -1,0 +1,2 @@
+//! `portcullis`: arguments → configuration → run → exit code.
+fn main() {}

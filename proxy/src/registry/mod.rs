@@ -1,0 +1,1 @@
+//! The OCI distribution grammar: endpoints, names, accesses, errors.

@@ -1,0 +1,1 @@
+//! The verdict: the only room that can make a permit.

@@ -1,0 +1,1 @@
+//! What `cargo xtask` and the integration tests share: real peers, started and stopped, and images to move.
