@@ -94,9 +94,17 @@ mod tests {
             ("seventeen-bytes-x", "x", "jXNANB5anoyRp6lp0rYjL."),
             ("zoë ü", "abcdefgh", "XSj67gEcmVedbcQAvgqmZ."),
             ("zoë ü", "x", "yL5ZPa42oXNFgqGJAqrnm1"),
-            ("long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-", "./09AZaz", "ereDH85WoIDsfqPBGTTSd."),
+            (
+                "long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-long-",
+                "./09AZaz",
+                "ereDH85WoIDsfqPBGTTSd.",
+            ),
         ] {
-            assert_eq!(std::str::from_utf8(&hash(password.as_bytes(), salt.as_bytes())).unwrap(), expected, "{password}");
+            assert_eq!(
+                std::str::from_utf8(&hash(password.as_bytes(), salt.as_bytes())).unwrap(),
+                expected,
+                "{password}"
+            );
         }
     }
 

@@ -156,7 +156,11 @@ mod tests {
             ("bob", "x", Pull, None),
         ] {
             let expected = decision.map_or(Decision::Deny, |n| Decision::Allow { rule: Some(n) });
-            assert_eq!(policy.decide(&who(name), &access(repository, action)), expected, "{name} {repository} {action}");
+            assert_eq!(
+                policy.decide(&who(name), &access(repository, action)),
+                expected,
+                "{name} {repository} {action}"
+            );
             assert_eq!(expected.is_allowed(), decision.is_some());
         }
     }
@@ -203,7 +207,8 @@ mod tests {
         struct File {
             rule: Vec<RuleText>,
         }
-        let file: File = toml::from_str("[[rule]]\nwho = [\"alice\"]\nrepositories = [\"a/**\"]\nactions = [\"pull\"]\n").unwrap();
+        let file: File =
+            toml::from_str("[[rule]]\nwho = [\"alice\"]\nrepositories = [\"a/**\"]\nactions = [\"pull\"]\n").unwrap();
         assert_eq!(file.rule, [rule("alice", "a/**", "pull")]);
         assert!(toml::from_str::<File>("[[rule]]\nwho = []\nrepository = []\n").is_err());
     }

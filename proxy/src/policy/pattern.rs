@@ -62,10 +62,15 @@ impl Pattern {
     /// Whether the pattern covers `name`, which must be a valid repository name.
     pub fn covers(&self, name: &str) -> bool {
         let parts: Vec<&str> = name.split('/').collect();
-        glob(&self.components, &parts, |component| *component == Component::Any, |component, part| match component {
-            Component::Any => false,
-            Component::One(text) => glob(text.as_bytes(), part.as_bytes(), |&b| b == b'*', |a, b| a == b),
-        })
+        glob(
+            &self.components,
+            &parts,
+            |component| *component == Component::Any,
+            |component, part| match component {
+                Component::Any => false,
+                Component::One(text) => glob(text.as_bytes(), part.as_bytes(), |&b| b == b'*', |a, b| a == b),
+            },
+        )
     }
 
     /// Whether it covers every repository there can be.
@@ -142,7 +147,24 @@ mod tests {
 
     #[test]
     fn refuses() {
-        for bad in ["", "/a", "a/", "a//b", "a**", "**a", "a/**b", "***", "A", "a b", "a?", "[ab]", "a:b", "ä", "!a", &"a".repeat(256)] {
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "a**",
+            "**a",
+            "a/**b",
+            "***",
+            "A",
+            "a b",
+            "a?",
+            "[ab]",
+            "a:b",
+            "ä",
+            "!a",
+            &"a".repeat(256),
+        ] {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }
     }

@@ -81,7 +81,9 @@ impl Who {
 fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &mut Vec<String>) -> Who {
     let mut who = Who::default();
     if words.is_empty() {
-        errors.push("who is empty, so the rule grants nothing; name users, \"@group\", \"*\" or \"anonymous\"".to_owned());
+        errors.push(
+            "who is empty, so the rule grants nothing; name users, \"@group\", \"*\" or \"anonymous\"".to_owned(),
+        );
     }
     for word in words {
         match word.as_str() {
@@ -90,7 +92,9 @@ fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &
             _ => match word.strip_prefix('@') {
                 Some(group) => match groups.get(group) {
                     Some(members) => who.users.extend(members.iter().map(|member| Arc::from(member.as_str()))),
-                    None => errors.push(format!("who names the group {word:?}, which is not in [groups]; add it there")),
+                    None => {
+                        errors.push(format!("who names the group {word:?}, which is not in [groups]; add it there"));
+                    }
                 },
                 None => match principal::check_name(word) {
                     Ok(()) => {
@@ -106,7 +110,8 @@ fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &
 
 fn parse_actions(words: &[String], errors: &mut Vec<String>) -> Vec<Action> {
     if words.is_empty() {
-        errors.push("actions is empty, so the rule grants nothing; name some of pull, push, delete, catalog".to_owned());
+        errors
+            .push("actions is empty, so the rule grants nothing; name some of pull, push, delete, catalog".to_owned());
     }
     let mut actions = Vec::new();
     for word in words {

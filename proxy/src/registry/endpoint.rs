@@ -116,7 +116,11 @@ impl Endpoint {
     /// The `Allow` list.
     pub fn allow(&self) -> &'static str {
         match self {
-            Endpoint::Base | Endpoint::Ping | Endpoint::Catalog | Endpoint::Tags { .. } | Endpoint::Referrers { .. } => "GET, HEAD",
+            Endpoint::Base
+            | Endpoint::Ping
+            | Endpoint::Catalog
+            | Endpoint::Tags { .. }
+            | Endpoint::Referrers { .. } => "GET, HEAD",
             Endpoint::Manifest { .. } => "GET, HEAD, PUT, DELETE",
             Endpoint::Blob { .. } => "GET, HEAD, DELETE",
             Endpoint::UploadStart { .. } => "POST",
@@ -274,7 +278,12 @@ fn parse_path(path: &str) -> Result<Endpoint, Unknown> {
     match word {
         "tags" if last == "list" => Ok(Endpoint::Tags { name: parse_name(name)? }),
         "manifests" => {
-            let bad = || not_found(Code::ManifestUnknown, "a manifest is named by a tag or a sha256 or sha512 digest, and this is neither");
+            let bad = || {
+                not_found(
+                    Code::ManifestUnknown,
+                    "a manifest is named by a tag or a sha256 or sha512 digest, and this is neither",
+                )
+            };
             Ok(Endpoint::Manifest { name: parse_name(name)?, reference: Reference::parse(last).ok_or_else(bad)? })
         }
         "blobs" => {
@@ -286,7 +295,9 @@ fn parse_path(path: &str) -> Result<Endpoint, Unknown> {
             Ok(Endpoint::Blob { name: parse_name(name)?, digest: Digest::parse(last).ok_or_else(bad)? })
         }
         "referrers" => {
-            let bad = || not_found(Code::ManifestUnknown, "referrers are listed for a sha256 or sha512 digest, and this is none");
+            let bad = || {
+                not_found(Code::ManifestUnknown, "referrers are listed for a sha256 or sha512 digest, and this is none")
+            };
             Ok(Endpoint::Referrers { name: parse_name(name)?, digest: Digest::parse(last).ok_or_else(bad)? })
         }
         "uploads" => {

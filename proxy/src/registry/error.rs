@@ -94,9 +94,15 @@ pub fn denied_message(access: &Access, user: Option<&str>) -> String {
     let who = user.map_or("without a login nobody".to_owned(), |user| format!("user {user:?}"));
     let may = if user.is_some() { "may not" } else { "may" };
     match (&access.repository, access.action) {
-        (_, Action::Catalog) => format!("{who} {may} list the repositories of this registry; ask its administrator for a rule with the action catalog"),
-        (Some(name), action) => format!("{who} {may} {action} {name}; ask the registry's administrator for a rule that allows it"),
-        (None, action) => format!("{who} {may} {action} here; ask the registry's administrator for a rule that allows it"),
+        (_, Action::Catalog) => format!(
+            "{who} {may} list the repositories of this registry; ask its administrator for a rule with the action catalog"
+        ),
+        (Some(name), action) => {
+            format!("{who} {may} {action} {name}; ask the registry's administrator for a rule that allows it")
+        }
+        (None, action) => {
+            format!("{who} {may} {action} here; ask the registry's administrator for a rule that allows it")
+        }
     }
 }
 
@@ -131,8 +137,18 @@ mod tests {
     fn bodies() {
         for (code, message, detail, json) in [
             (Code::Denied, "no", None, r#"{"errors":[{"code":"DENIED","message":"no"}]}"#),
-            (Code::TooManyRequests, "", Some("x"), r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"","detail":"x"}]}"#),
-            (Code::Unknown, "a\"b\\c\n\r\t\u{1}\u{1f}ü\u{2028}", None, "{\"errors\":[{\"code\":\"UNKNOWN\",\"message\":\"a\\\"b\\\\c\\n\\r\\t\\u0001\\u001fü\u{2028}\"}]}"),
+            (
+                Code::TooManyRequests,
+                "",
+                Some("x"),
+                r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"","detail":"x"}]}"#,
+            ),
+            (
+                Code::Unknown,
+                "a\"b\\c\n\r\t\u{1}\u{1f}ü\u{2028}",
+                None,
+                "{\"errors\":[{\"code\":\"UNKNOWN\",\"message\":\"a\\\"b\\\\c\\n\\r\\t\\u0001\\u001fü\u{2028}\"}]}",
+            ),
         ] {
             assert_eq!(body(code, message, detail), json);
         }

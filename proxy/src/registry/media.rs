@@ -38,8 +38,14 @@ mod tests {
     #[test]
     fn passes() {
         for fine in [
-            "", "  ", "application/octet-stream", "APPLICATION/Octet-Stream", " application/octet-stream ; a=b",
-            "application/octet-stream;", "application/vnd.oci.image.layer.v1.tar+gzip", "text/plain; charset=utf-8",
+            "",
+            "  ",
+            "application/octet-stream",
+            "APPLICATION/Octet-Stream",
+            " application/octet-stream ; a=b",
+            "application/octet-stream;",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "text/plain; charset=utf-8",
         ] {
             assert!(!forbidden_upload_type(fine.as_bytes()), "{fine}");
         }

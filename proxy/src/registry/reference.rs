@@ -110,7 +110,9 @@ mod tests {
         let (cut, long, upper) = (&a[..a.len() - 1], format!("{a}0"), a.to_uppercase());
         let hex_upper = a.replace('f', "F");
         let (swapped, sha1) = (a.replace("256", "512"), format!("sha1:{}", "0f".repeat(20)));
-        for bad in ["", ":", "sha256:", "sha256", cut, &long, &upper, &hex_upper, &swapped, &sha1, "sha384:00", "md5:00"] {
+        for bad in
+            ["", ":", "sha256:", "sha256", cut, &long, &upper, &hex_upper, &swapped, &sha1, "sha384:00", "md5:00"]
+        {
             assert_eq!(Digest::parse(bad), None, "{bad}");
         }
     }

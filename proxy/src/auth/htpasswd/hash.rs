@@ -277,7 +277,10 @@ fn foreign(text: &str) -> HashError {
         return HashError::Missing;
     }
     let upper = text.get(..9).unwrap_or(text).to_ascii_uppercase();
-    match NAMED.iter().find(|(prefix, _)| text.starts_with(prefix) || (prefix.starts_with('{') && upper.starts_with(prefix))) {
+    match NAMED
+        .iter()
+        .find(|(prefix, _)| text.starts_with(prefix) || (prefix.starts_with('{') && upper.starts_with(prefix)))
+    {
         Some((_, name)) => HashError::Foreign(name),
         None if text.starts_with('$') || text.starts_with('{') => HashError::Unknown,
         None => HashError::PlainOrDes,

@@ -22,7 +22,8 @@ use super::principal;
 
 pub use edit::{with_user, without_user};
 pub use hash::{
-    DEFAULT_BCRYPT_COST, Hash, HashError, MAX_BCRYPT_COST, MAX_BCRYPT_PASSWORD_BYTES, MIN_BCRYPT_COST, Scheme, hash_bcrypt,
+    DEFAULT_BCRYPT_COST, Hash, HashError, MAX_BCRYPT_COST, MAX_BCRYPT_PASSWORD_BYTES, MIN_BCRYPT_COST, Scheme,
+    hash_bcrypt,
 };
 
 /// The longest password that is hashed at all, in bytes (the limit of crypt(3)). SHA-crypt's cost grows with the
@@ -75,7 +76,9 @@ impl Htpasswd {
             match parse_line(line) {
                 Ok(None) => {}
                 Ok(Some(entry)) => match file.by_user.get(&entry.user) {
-                    Some(&earlier) => errors.push(LineError { line: number, reason: duplicate(&entry.user, first_lines[earlier]) }),
+                    Some(&earlier) => {
+                        errors.push(LineError { line: number, reason: duplicate(&entry.user, first_lines[earlier]) });
+                    }
                     None => {
                         file.by_user.insert(entry.user.clone(), file.entries.len());
                         file.entries.push(entry);
@@ -152,7 +155,9 @@ fn parse_line(line: &str) -> Result<Option<Entry>, String> {
     let (hash, _comment) = rest.split_once(':').unwrap_or((rest, ""));
     match Hash::parse(hash) {
         Ok(hash) => Ok(Some(Entry { user: user.to_owned(), hash })),
-        Err(why) => Err(format!("user {user:?}: {why}; set a new password with `portcullis user add`, or delete the line")),
+        Err(why) => {
+            Err(format!("user {user:?}: {why}; set a new password with `portcullis user add`, or delete the line"))
+        }
     }
 }
 

@@ -43,7 +43,9 @@ fn file(text: &str) -> Htpasswd {
 fn the_old_line_verifies() {
     let old = file(OLD);
     assert!(old.verify("testuser", b"testpassword"));
-    for (user, password) in [("testuser", "testpasswor"), ("testuser", ""), ("Testuser", "testpassword"), ("", "testpassword")] {
+    for (user, password) in
+        [("testuser", "testpasswor"), ("testuser", ""), ("Testuser", "testpassword"), ("", "testpassword")]
+    {
         assert!(!old.verify(user, password.as_bytes()), "{user} {password}");
     }
 }
@@ -76,7 +78,9 @@ fn a_file_of_all_schemes() {
 
 #[test]
 fn comments_blank_lines_crlf_and_a_third_field() {
-    let some = file("# head\r\n\r\n   \r\ntestuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.\r\n#x:y\nb:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=:note \t");
+    let some = file(
+        "# head\r\n\r\n   \r\ntestuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.\r\n#x:y\nb:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=:note \t",
+    );
     assert_eq!(some.users().map(|(user, _)| user).collect::<Vec<_>>(), ["testuser", "b"]);
     assert!(some.verify("testuser", b"testpassword") && some.verify("b", b"secret"));
     let none = file("# nobody yet\n");
@@ -93,10 +97,19 @@ fn every_broken_line_is_named_and_no_hash_is_shown() {
     for secret in ["hunter2", "Qq5Z", "kVVp", "Cs6a"] {
         assert!(!printed.contains(secret), "{printed}");
     }
-    for part in ["line 2: user \"plain\": the password is plain text or DES", "already on line 1", "no colon", "missing", "MD5-crypt"] {
+    for part in [
+        "line 2: user \"plain\": the password is plain text or DES",
+        "already on line 1",
+        "no colon",
+        "missing",
+        "MD5-crypt",
+    ] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
-    assert!(errors.iter().all(|e| e.reason.contains("portcullis user add") || e.reason.contains("delete")), "{printed}");
+    assert!(
+        errors.iter().all(|e| e.reason.contains("portcullis user add") || e.reason.contains("delete")),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -107,7 +120,10 @@ fn hashes_that_are_refused() {
         ("", Missing),
         ("hunter2", PlainOrDes),
         ("Qq5ZSyAXo2sds", PlainOrDes),
-        ("$2x$04$uupkFy1MgR2MGQPBD1ZpCukgzGJs5j/IqSVVRugszir2O3SR/3Ouu", Foreign("bcrypt 2x (made by a broken implementation)")),
+        (
+            "$2x$04$uupkFy1MgR2MGQPBD1ZpCukgzGJs5j/IqSVVRugszir2O3SR/3Ouu",
+            Foreign("bcrypt 2x (made by a broken implementation)"),
+        ),
         ("$y$j9T$x$y", Foreign("yescrypt")),
         ("$argon2id$v=19$m=65536,t=2,p=1$x$y", Foreign("argon2")),
         ("{SSHA}abc", Foreign("salted {SSHA}")),
