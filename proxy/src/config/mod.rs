@@ -22,7 +22,7 @@ use std::time::Duration;
 pub use error::{ConfigError, Fault, Place};
 pub use origin::Origin;
 pub use overrides::Overrides;
-pub use resolve::resolve;
+pub use resolve::{is_realm, resolve};
 pub use suggest::nearest;
 
 /// A checked configuration.

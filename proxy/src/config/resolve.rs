@@ -5,6 +5,8 @@ mod limits;
 mod listeners;
 mod sites;
 
+pub use access::is_realm;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 

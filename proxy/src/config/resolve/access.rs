@@ -16,6 +16,12 @@ const DEFAULT_REALM: &str = "Registry";
 /// What nginx asks in the recipe's `location = /auth`.
 const DEFAULT_AUTH_PATH: &str = "/auth";
 
+/// Whether a text can stand as the realm of a challenge: printable ASCII without `"` and `\`, not empty.
+#[must_use]
+pub fn is_realm(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\')
+}
+
 impl Resolver<'_> {
     pub(super) fn auth(&mut self, file: &File, rules: &[Rule]) -> Auth {
         let auth = &file.auth;
@@ -25,8 +31,8 @@ impl Resolver<'_> {
             self.one(&overrides::AUTH_BACKEND, self.flags.auth_backend.as_ref(), auth.backend.as_ref(), "auth.backend");
         let anonymous = rules.iter().any(|rule| rule.who.iter().any(|who| who == ANONYMOUS));
         if htpasswd.is_none() && backend.is_none() && !anonymous {
-            let remedy = "give --htpasswd FILE or --auth-backend URL (variable AUTH_BACKEND, section [auth]), or write a \
-                          [[rule]] for who = [\"anonymous\"]";
+            let remedy = "give --htpasswd FILE or --auth-backend URL (variable AUTH_BACKEND, section [auth]), or \
+                          write a [[rule]] for who = [\"anonymous\"]";
             self.missing.push(Fault::new("nobody could log in", remedy).at(&Place::Nowhere));
         }
         Auth {
@@ -53,7 +59,7 @@ impl Resolver<'_> {
     fn realm(&mut self, realm: &file::Maybe<String>) -> String {
         let Some(realm) = realm else { return DEFAULT_REALM.to_owned() };
         let text = realm.get_ref();
-        if text.is_empty() || !text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\') {
+        if !is_realm(text) {
             let place = self.place(realm, "auth.realm");
             let fault =
                 Fault::new(format!("{text:?} cannot stand in a challenge"), "use plain ASCII without \" and \\");

@@ -41,7 +41,8 @@ impl Resolver<'_> {
             let kind = kind.and_then(|kind| self.choice(&kind, &KINDS)).unwrap_or(Kind::Registry);
             let upstreams = self.upstreams(&backends, listeners);
             if backends.is_empty() {
-                let remedy = "name the registry: --backend http://127.0.0.1:5000, the variable BACKEND, or upstreams in [[site]]";
+                let remedy = "name the registry: --backend http://127.0.0.1:5000, the variable BACKEND, or upstreams in \
+                              [[site]]";
                 self.missing.push(Fault::new("no upstream", remedy).at(&Place::Nowhere));
             }
             sites.push(Site { hosts: Vec::new(), upstreams, kind, public_url: None });

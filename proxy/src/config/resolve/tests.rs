@@ -4,6 +4,8 @@ use super::*;
 use crate::config::{Kind, Limits};
 use std::time::Duration;
 
+type Words<'a> = &'a [(&'a str, &'a str)];
+
 const ENOUGH: &str = "[[site]]\nupstreams = [\"http://127.0.0.1:5000\"]\n[auth]\nhtpasswd = \"users\"\n";
 
 fn flags(words: &[(&str, &str)]) -> Overrides {
@@ -148,7 +150,7 @@ fn listeners_and_certificates() {
     );
     let pair = [("--tls-cert", "a"), ("--tls-key", "b")];
     let two = [("--tls-cert", "a"), ("--tls-cert", "c"), ("--tls-key", "b"), ("--tls-key", "d")];
-    let cases: [(&str, &[(&str, &str)], &[&str]); 7] = [
+    let cases: [(&str, Words<'_>, &[&str]); 7] = [
         (ENOUGH, &[], &["127.0.0.1:8080"]),
         (ENOUGH, &pair, &["0.0.0.0:443 a+b"]),
         (ENOUGH, &two, &["0.0.0.0:443 a+b c+d"]),
