@@ -1,1 +1,2 @@
 //! Integration tests of the real binary: one file a subject.
+mod cli;

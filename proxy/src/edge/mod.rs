@@ -1,4 +1,5 @@
 //! The asynchronous edge: sockets, TLS, the kernel.
 
+pub mod files;
 pub mod guard;
 pub mod user;
