@@ -72,8 +72,7 @@ fn a_response_keeps_its_fields_and_loses_its_hops() {
 
 #[test]
 fn an_old_client_gets_no_chunks() {
-    let (head, plan) =
-        returned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "GET", Version::Http10);
+    let (head, plan) = returned("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "GET", Version::Http10);
     assert_eq!(head, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
     assert_eq!(plan, ResponsePlan { framing: Framing::UntilClose, keep_alive: false });
     let (head, _) = returned("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "GET", Version::Http10);

@@ -39,7 +39,8 @@ fn serve(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
 
 fn check(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
     let config = load_config(args)?;
-    let errors = edge::files::inspect_files(&config);
+    let mut errors = edge::files::inspect_files(&config);
+    errors.extend(edge::server::policy(&config).err().unwrap_or_default());
     if !errors.is_empty() {
         return Err(errors);
     }

@@ -93,9 +93,9 @@ impl Failure {
                 Cow::Borrowed("a user name and password that this gate knows are needed: log in first")
             }
             Failure::Refused(Refusal::Throttled { .. }) => Cow::Borrowed("too many attempts: try again later"),
-            Failure::Refused(Refusal::Unavailable { .. }) => {
-                Cow::Borrowed("logins cannot be checked at the moment: try again shortly, or tell the gate's administrator")
-            }
+            Failure::Refused(Refusal::Unavailable { .. }) => Cow::Borrowed(
+                "logins cannot be checked at the moment: try again shortly, or tell the gate's administrator",
+            ),
             Failure::Plaintext => Cow::Borrowed(
                 "this address is not encrypted, so the gate takes no passwords here: use its https:// address",
             ),

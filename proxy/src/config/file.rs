@@ -20,6 +20,7 @@ pub(super) type Strings = Option<Spanned<Vec<Spanned<String>>>>;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pub(super) workers: Maybe<usize>,
+    pub(super) user: Maybe<String>,
     pub(super) admin: Maybe<String>,
     pub(super) access_log: Maybe<String>,
     pub(super) allow_plaintext_credentials: Maybe<bool>,

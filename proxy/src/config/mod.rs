@@ -30,6 +30,8 @@ pub use suggest::nearest;
 pub struct Config {
     /// Worker threads; 0: one for each core. Default 0.
     pub workers: usize,
+    /// The user that a gate started as root becomes. `None`: `portcullis`, if there is one.
+    pub user: Option<String>,
     /// The admin listener; `None` when it is off. Default 127.0.0.1:9180.
     pub admin: Option<SocketAddr>,
     /// Where the access log goes. Default standard output.
@@ -172,9 +174,10 @@ pub struct Limits {
     pub tls_timeout: Duration,
     /// Opening a connection to an upstream or an auth backend. Default 3 s.
     pub connect_timeout: Duration,
-    /// From the last byte of a request to the first byte of the upstream's response. Default 60 s.
+    /// From the last byte of a request to the first byte of the upstream's response. Default 300 s:
+    /// a registry on an object store takes its time to complete a large upload.
     pub response_timeout: Duration,
-    /// Bytes a second that a body must move over [`Limits::rate_window`]; 0: no minimum. Default 1 KiB.
+    /// Bytes a second that a body must move over [`Limits::rate_window`]; 0: only that something moves. Default 1 KiB.
     pub min_rate: u64,
     /// The window of [`Limits::min_rate`]. Default 20 s.
     pub rate_window: Duration,
@@ -240,7 +243,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             tls_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(3),
-            response_timeout: Duration::from_secs(60),
+            response_timeout: Duration::from_secs(300),
             min_rate: 1 << 10,
             rate_window: Duration::from_secs(20),
             auth_timeout: Duration::from_secs(5),

@@ -10,6 +10,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys};
 
+use crate::auth::Htpasswd;
+use crate::auth::htpasswd::LineError;
 use crate::config::{Config, TlsIdentity};
 
 /// More than any configuration, certificate chain or password file; less than a device file that never ends.
@@ -38,10 +40,27 @@ pub fn inspect_files(config: &Config) -> Vec<String> {
     errors
 }
 
-/// SEAM: `crate::auth::htpasswd::Htpasswd::parse(text)` belongs here; each of its line errors becomes
-/// `PATH:LINE: REASON; correct or remove the line`.
-fn inspect_htpasswd(_path: &Path, _text: &str) -> Vec<String> {
-    Vec::new()
+fn inspect_htpasswd(path: &Path, text: &str) -> Vec<String> {
+    let errors = Htpasswd::parse(text).err().unwrap_or_default();
+    let line =
+        |error: &LineError| format!("{}:{}: {}; correct or remove the line", path.display(), error.line, error.reason);
+    errors.iter().map(line).collect()
+}
+
+/// Loads an htpasswd file.
+///
+/// # Errors
+/// One line that names the file, and the first line of it that is wrong.
+pub fn load_htpasswd(path: &Path) -> Result<Htpasswd, String> {
+    let text = read_text(path)?;
+    Htpasswd::parse(&text).map_err(|_| {
+        let errors = inspect_htpasswd(path, &text);
+        let more = match errors.len() {
+            0 | 1 => String::new(),
+            n => format!(" (and {} more; `portcullis check` lists them all)", n - 1),
+        };
+        format!("{}{more}", errors.first().map_or("", String::as_str))
+    })
 }
 
 /// Loads a certificate chain and its key, and checks that they belong together.
@@ -70,14 +89,18 @@ pub fn load_identity(identity: &TlsIdentity) -> Result<Arc<CertifiedKey>, String
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain, secret, &provider).map(Arc::new).map_err(|error| match error {
         TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-            format!("{key}: does not match the certificate {cert}; name the key that the certificate \
-                 was made with, own certificate first in the chain")
+            format!(
+                "{key}: does not match the certificate {cert}; name the key that the certificate \
+                 was made with, own certificate first in the chain"
+            )
         }
         TlsError::InvalidCertificate(_) => {
             format!("{cert}: the first certificate cannot be read ({error}); make it again (X.509 version 3)")
         }
-        error => format!("{key}: the key cannot be used ({error}); use an ECDSA P-256, Ed25519 or RSA \
-             (2048 bits or more) key"),
+        error => format!(
+            "{key}: the key cannot be used ({error}); use an ECDSA P-256, Ed25519 or RSA \
+             (2048 bits or more) key"
+        ),
     })
 }
 

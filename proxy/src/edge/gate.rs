@@ -74,7 +74,7 @@ pub struct Gate {
     policy: Policy,
     ttl: Verdicts,
     htpasswd: Option<RwLock<Arc<Htpasswd>>>,
-    hashers: Option<Hashers>,
+    hashers: Hashers,
     asking: AtomicUsize,
     most_asking: usize,
     auth_timeout: Duration,
@@ -91,8 +91,8 @@ pub struct Parts {
     pub verdicts: Verdicts,
     /// Asked first.
     pub htpasswd: Option<Htpasswd>,
-    /// The helpers that compute hashes; needed with an htpasswd file.
-    pub hashers: Option<Hashers>,
+    /// The helpers that compute hashes; they begin with [`Gate::start`].
+    pub hashers: Hashers,
     /// Subrequests at once.
     pub auth_concurrency: usize,
     /// For one subrequest.
@@ -123,6 +123,14 @@ impl Gate {
             most_asking: parts.auth_concurrency,
             auth_timeout: parts.auth_timeout,
         }
+    }
+
+    /// Starts the helpers that check passwords, where there is a file to check against.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(&self) -> std::io::Result<()> {
+        if self.htpasswd.is_some() { self.hashers.start() } else { Ok(()) }
     }
 
     /// Takes a changed htpasswd file. All that was remembered is forgotten at once.
@@ -206,10 +214,10 @@ impl Gate {
     /// Asks the authenticators: the htpasswd file first, then the backend.
     async fn ask(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> Asked {
         let basic = ask.head.authorization.map(credentials::parse);
-        if let (Some(file), Some(hashers), Some(Ok(basic))) = (&self.htpasswd, &self.hashers, &basic) {
+        if let (Some(file), Some(Ok(basic))) = (&self.htpasswd, &basic) {
             let file = Arc::clone(&file.read().unwrap_or_else(PoisonError::into_inner));
             let (user, password) = (basic.user.clone(), basic.password.clone());
-            match hashers.run(move || file.verify(&user, password.expose())).await {
+            match self.hashers.run(move || file.verify(&user, password.expose())).await {
                 Ok(true) => return (Answer::Known(Principal::user(basic.user.as_str())), None),
                 Ok(false) => {}
                 Err(_) => return unavailable("the queue for password checks is full"),

@@ -9,9 +9,11 @@ use futures_channel::oneshot;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The helper threads.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Hashers {
+    threads: usize,
     queue: SyncSender<Job>,
+    jobs: Arc<Mutex<Receiver<Job>>>,
 }
 
 /// The queue is full: try again a little later.
@@ -19,18 +21,22 @@ pub struct Hashers {
 pub struct Busy;
 
 impl Hashers {
-    /// Starts `threads` helpers (at least one) behind a queue of `queue` jobs.
+    /// A queue of `queue` jobs for `threads` helpers (at least one), who begin with [`Hashers::start`].
+    pub fn new(threads: usize, queue: usize) -> Self {
+        let (sender, receiver) = sync_channel(queue);
+        Self { threads, queue: sender, jobs: Arc::new(Mutex::new(receiver)) }
+    }
+
+    /// Starts the helpers.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(threads: usize, queue: usize) -> std::io::Result<Self> {
-        let (sender, receiver) = sync_channel::<Job>(queue);
-        let receiver = Arc::new(Mutex::new(receiver));
-        for n in 0..threads.max(1) {
-            let receiver = Arc::clone(&receiver);
-            std::thread::Builder::new().name(format!("hash-{n}")).spawn(move || work(&receiver))?;
+    pub fn start(&self) -> std::io::Result<()> {
+        for n in 0..self.threads.max(1) {
+            let jobs = Arc::clone(&self.jobs);
+            std::thread::Builder::new().name(format!("hash-{n}")).spawn(move || work(&jobs))?;
         }
-        Ok(Self { queue: sender })
+        Ok(())
     }
 
     /// Runs `job` on a helper and waits for its result.

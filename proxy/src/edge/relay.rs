@@ -73,7 +73,7 @@ impl<'c> End<'c> {
     }
 }
 
-/// How bodies are moved, and how many bytes went which way.
+/// How a worker moves bodies.
 #[derive(Debug)]
 pub struct Mover {
     /// The worker's pipes.
@@ -82,10 +82,22 @@ pub struct Mover {
     pub threshold: u64,
     /// The size of a copy buffer.
     pub buffer: usize,
+}
+
+/// Body bytes that moved, by way. It is counted as they do, so that a broken transfer is told as it was.
+#[derive(Debug, Default)]
+pub struct Moved {
     /// Body bytes that crossed user space.
     pub copied: Cell<u64>,
     /// Body bytes that did not.
     pub spliced: Cell<u64>,
+}
+
+impl Moved {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.copied.get() + self.spliced.get()
+    }
 }
 
 /// A body to be relayed.
@@ -99,23 +111,23 @@ pub struct Body<'c> {
     pub framing: Framing,
     /// Whether the receiver gets it in chunks.
     pub rechunk: bool,
+    /// What has moved so far.
+    pub moved: &'c Moved,
 }
 
 impl Mover {
     /// Relays one body. `read` holds what was read behind the head already; what belongs to the next message is left in
     /// it. `ahead` is sent in front of the body, in one piece with its beginning.
     ///
-    /// Returns the number of body bytes.
-    ///
     /// # Errors
     /// [`Broken`]; both connections must then be closed.
-    pub async fn relay(&self, body: &Body<'_>, read: &mut Vec<u8>, ahead: Vec<u8>) -> Result<u64, Broken> {
+    pub async fn relay(&self, body: &Body<'_>, read: &mut Vec<u8>, ahead: Vec<u8>) -> Result<(), Broken> {
         body.from.socket().expect_rate();
         body.to.socket().expect_rate();
         match body.framing {
             Framing::None => {
                 body.send(&ahead).await?;
-                Ok(0)
+                Ok(())
             }
             Framing::Length(length) => self.exactly(body, length, read, ahead).await,
             Framing::Chunked => self.chunks(body, read, ahead).await,
@@ -129,19 +141,18 @@ impl Mover {
         length: u64,
         read: &mut Vec<u8>,
         mut ahead: Vec<u8>,
-    ) -> Result<u64, Broken> {
+    ) -> Result<(), Broken> {
         let first = usize::try_from(length).unwrap_or(usize::MAX).min(read.len());
         ahead.extend(read.drain(..first));
         body.send(&ahead).await?;
-        self.count(&self.copied, first);
+        count(&body.moved.copied, first);
         drop(ahead);
         let mut left = length - first as u64;
         if left >= self.threshold
             && let (Some(from), Some(to)) = (body.from.spliceable(), body.to.spliceable())
             && let Some(pipe) = self.pipes.take()
         {
-            self.splice(from, to, left, pipe).await?;
-            return Ok(length);
+            return self.splice(body.moved, from, to, left, pipe).await;
         }
         let mut buffer = Vec::new();
         while left > 0 {
@@ -152,17 +163,17 @@ impl Mover {
             }
             let ours = usize::try_from(left).unwrap_or(usize::MAX).min(n);
             body.send(&buffer[..ours]).await?;
-            self.count(&self.copied, ours);
+            count(&body.moved.copied, ours);
             left -= ours as u64;
             // A TLS read may bring the beginning of the next request with the end of this one.
             read.extend_from_slice(&buffer[ours..]);
             buffer.clear();
         }
-        Ok(length)
+        Ok(())
     }
 
-    async fn chunks(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<u64, Broken> {
-        let (mut decoder, mut total) = (Decoder::new(), 0);
+    async fn chunks(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
+        let mut decoder = Decoder::new();
         loop {
             let mut at = 0;
             let mut moved = 0;
@@ -177,15 +188,14 @@ impl Mover {
                 }
             }
             read.drain(..at);
-            total += moved as u64;
             if decoder.is_done() && body.rechunk {
                 ahead.extend_from_slice(chunked::LAST_CHUNK);
             }
             body.send(&ahead).await?;
-            self.count(&self.copied, moved);
+            count(&body.moved.copied, moved);
             ahead.clear();
             if decoder.is_done() {
-                return Ok(total);
+                return Ok(());
             }
             if body.receive(read, self.buffer).await? == 0 {
                 return Err(short());
@@ -193,28 +203,33 @@ impl Mover {
         }
     }
 
-    async fn until_close(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<u64, Broken> {
-        let mut total = read.len() as u64;
+    async fn until_close(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
+        let first = read.len();
         ahead.append(read);
-        let first = usize::try_from(total).unwrap_or(usize::MAX);
         body.send(&ahead).await?;
-        self.count(&self.copied, first);
+        count(&body.moved.copied, first);
         let mut buffer = ahead;
         loop {
             buffer.clear();
             let n = body.receive(&mut buffer, self.buffer).await?;
             if n == 0 {
-                return Ok(total);
+                return Ok(());
             }
             body.send(&buffer).await?;
-            self.count(&self.copied, n);
-            total += n as u64;
+            count(&body.moved.copied, n);
         }
     }
 
     /// Moves exactly `left` bytes through `pipe`. Direct splice(2) after readiness: io_uring's own splice always goes to a
     /// kernel thread, which costs more and stays behind for each stalled client.
-    async fn splice(&self, from: &Watched, to: &Watched, mut left: u64, pipe: Pipe) -> Result<(), Broken> {
+    async fn splice(
+        &self,
+        moved: &Moved,
+        from: &Watched,
+        to: &Watched,
+        mut left: u64,
+        pipe: Pipe,
+    ) -> Result<(), Broken> {
         let (mut held, mut turn) = (0, 0);
         while left > 0 || held > 0 {
             if held == 0 {
@@ -239,7 +254,7 @@ impl Mover {
                     held -= n;
                     turn += n as u64;
                     to.moved(n as u64);
-                    self.count(&self.spliced, n);
+                    count(&moved.spliced, n);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     to.writable().await.map_err(Broken::Sink)?;
@@ -256,10 +271,10 @@ impl Mover {
         pipe.recycle();
         Ok(())
     }
+}
 
-    fn count(&self, counter: &Cell<u64>, bytes: usize) {
-        counter.set(counter.get() + bytes as u64);
-    }
+fn count(counter: &Cell<u64>, bytes: usize) {
+    counter.set(counter.get() + bytes as u64);
 }
 
 impl Body<'_> {

@@ -65,6 +65,14 @@ impl Stream {
         Ok(Self { socket, tls: Some(session) })
     }
 
+    /// Waits for the next bytes without a buffer for them. A TLS session has none left over: it decrypts all it reads.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for the socket.
+    pub async fn wait(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
     /// Appends what is there to `buffer`: 0 at the end of the stream. At most `most` bytes on a plain connection; a
     /// TLS connection gives all that one read decrypts to.
     ///

@@ -6,9 +6,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
@@ -59,7 +59,7 @@ pub struct Record {
     pub target: String,
     /// The user, once known.
     pub user: Option<String>,
-    /// The rule that granted it, from 0.
+    /// The rule that granted it, from 1.
     pub rule: Option<usize>,
     /// Where the verdict came from.
     pub verdict: Option<&'static str>,
@@ -103,26 +103,46 @@ impl Record {
     }
 }
 
+type Writer = (Box<dyn Write + Send>, Receiver<Box<Record>>);
+
 /// The way to the access log.
-#[derive(Debug, Clone)]
 pub struct Log {
     queue: Option<SyncSender<Box<Record>>>,
+    /// Until the writer has started.
+    writer: Mutex<Option<Writer>>,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("on", &self.is_on()).finish()
+    }
 }
 
 impl Log {
-    /// Opens the log and starts its writer.
+    /// Opens the log; its writer begins with [`Log::start`].
     ///
     /// # Errors
-    /// When the file cannot be opened for appending or the thread not be started.
-    pub fn open(to: &AccessLog) -> io::Result<Self> {
+    /// When the file cannot be opened for appending; the text names it.
+    pub fn prepare(to: &AccessLog) -> io::Result<Self> {
         let out: Box<dyn Write + Send> = match to {
-            AccessLog::Off => return Ok(Self { queue: None }),
+            AccessLog::Off => return Ok(Self { queue: None, writer: Mutex::default() }),
             AccessLog::Stdout => Box::new(io::stdout()),
             AccessLog::File(path) => Box::new(append(path)?),
         };
         let (queue, lines) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(out, &lines))?;
-        Ok(Self { queue: Some(queue) })
+        Ok(Self { queue: Some(queue), writer: Mutex::new(Some((out, lines))) })
+    }
+
+    /// Starts the writer.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(&self) -> io::Result<()> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((out, lines)) = writer {
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(out, &lines))?;
+        }
+        Ok(())
     }
 
     /// Whether anybody reads what is logged.
@@ -141,7 +161,8 @@ impl Log {
 }
 
 fn append(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// Writes what is there, then flushes once before it waits again.
@@ -183,7 +204,10 @@ mod tests {
 
     #[test]
     fn secrets_in_a_query_are_left_out() {
-        assert_eq!(loggable_target("/v2/a/blobs/uploads/1?_state=abc&digest=d"), "/v2/a/blobs/uploads/1?_state=…&digest=d");
+        assert_eq!(
+            loggable_target("/v2/a/blobs/uploads/1?_state=abc&digest=d"),
+            "/v2/a/blobs/uploads/1?_state=…&digest=d"
+        );
         assert_eq!(loggable_target("/v2/"), "/v2/");
     }
 }

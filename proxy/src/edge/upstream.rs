@@ -41,6 +41,7 @@ pub struct Pool {
     /// The most recently used at the back: the oldest may fall idle and go.
     idle: RefCell<VecDeque<(Watched, Millis)>>,
     next_address: Cell<usize>,
+    turn: Cell<usize>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -89,13 +90,20 @@ impl Pool {
         idle_ttl: Duration,
     ) -> Self {
         let idle_ttl = Millis::try_from(idle_ttl.as_millis()).unwrap_or(Millis::MAX);
-        let (idle, next_address) = Default::default();
-        Self { service, watch, voucher, connect_timeout, idle_ttl, idle, next_address }
+        let (idle, next_address, turn) = Default::default();
+        Self { service, watch, voucher, connect_timeout, idle_ttl, idle, next_address, turn }
     }
 
     /// The service that it leads to.
     pub fn service(&self) -> &Service {
         &self.service
+    }
+
+    /// Counts up: which of several upstreams is first in turn.
+    pub fn next_turn(&self) -> usize {
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        turn
     }
 
     /// An idle connection that still lives, else a new one.

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_channel::mpsc;
@@ -56,8 +56,6 @@ pub struct Shared {
     pub counters: Counters,
     /// Set once the gate finishes what runs and takes nothing new.
     pub draining: AtomicBool,
-    /// The number that the next connection gets: never 0.
-    pub serial: AtomicU64,
 }
 
 /// What one worker has to itself.
@@ -93,7 +91,8 @@ impl Worker {
             Pool::new(service.clone(), Rc::clone(&watch), voucher, limits.connect_timeout, limits.upstream_idle)
         };
         let upstreams = shared.sites.iter().map(|site| site.services.iter().map(pool).collect()).collect();
-        let backend = shared.backend.as_ref().map(|(service, path)| Backend { pool: pool(service), path: path.clone() });
+        let backend =
+            shared.backend.as_ref().map(|(service, path)| Backend { pool: pool(service), path: path.clone() });
         let mover = Mover {
             pipes: pipe::Pool::new(config.blobs.pipe_size),
             threshold: config.blobs.splice_threshold,
@@ -105,7 +104,11 @@ impl Worker {
     async fn sweep(self: Rc<Self>) {
         loop {
             monoio::time::sleep(SWEEP).await;
-            self.upstreams.iter().flatten().chain(self.backend.as_ref().map(|backend| &backend.pool)).for_each(Pool::sweep);
+            self.upstreams
+                .iter()
+                .flatten()
+                .chain(self.backend.as_ref().map(|backend| &backend.pool))
+                .for_each(Pool::sweep);
         }
     }
 }
@@ -136,7 +139,8 @@ impl Worker {
     /// Waits until no exchange is left, or the drain's time is up.
     async fn drained(&self) {
         const STEP: Duration = Duration::from_millis(50);
-        let deadline = self.watch.now() + Millis::try_from(self.shared.config.limits.drain_timeout.as_millis()).unwrap_or(0);
+        let deadline =
+            self.watch.now() + Millis::try_from(self.shared.config.limits.drain_timeout.as_millis()).unwrap_or(0);
         while self.shared.counters.connections.load(Ordering::Relaxed) > 0 && self.watch.now() < deadline {
             monoio::time::sleep(STEP).await;
         }

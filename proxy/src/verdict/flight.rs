@@ -20,6 +20,8 @@ struct State {
     answer: Option<Answer>,
     /// Whether somebody is asking right now.
     led: bool,
+    /// Those who wait, whether or not they have been polled yet.
+    interested: usize,
     next_ticket: u64,
     waiting: Vec<(u64, Waker)>,
 }
@@ -96,6 +98,7 @@ impl Flights {
             Entry::Occupied(entry) => {
                 let shared = Arc::clone(entry.get());
                 drop(entry);
+                lock(&shared).interested += 1;
                 Role::Wait(Wait { flights: self, key, shared, ticket: None })
             }
             Entry::Vacant(entry) => {
@@ -142,12 +145,12 @@ impl Drop for Lead<'_> {
         if self.landed {
             return;
         }
-        let heirs = {
+        let (heirs, abandoned) = {
             let mut state = lock(&self.shared);
             state.led = false;
-            std::mem::take(&mut state.waiting)
+            (std::mem::take(&mut state.waiting), state.interested == 0)
         };
-        if heirs.is_empty() {
+        if abandoned {
             self.flights.close(&self.key, &self.shared);
         }
         // All are woken, not one: the one that we pick might be gone too, and then nobody would ask.
@@ -190,7 +193,8 @@ impl Drop for Wait<'_> {
         if let Some(ticket) = self.ticket {
             state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
-        let abandoned = !state.led && state.answer.is_none() && state.waiting.is_empty();
+        state.interested -= 1;
+        let abandoned = !state.led && state.answer.is_none() && state.interested == 0;
         drop(state);
         if abandoned {
             self.flights.close(&self.key, &self.shared);

@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn every_part_changes_the_key() {
         let boot = BootKey::new(&[7; 32]);
-        let base = Question { epoch: 1, site: 0, secure: true, authorization: Some(b"Basic abc"), scope: &["a", "pull"] };
+        let base =
+            Question { epoch: 1, site: 0, secure: true, authorization: Some(b"Basic abc"), scope: &["a", "pull"] };
         let others = [
             base,
             Question { epoch: 2, ..base },

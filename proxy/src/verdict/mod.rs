@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crate::auth::principal::Principal;
 use crate::policy::{Decision, Policy};
 use crate::registry::access::Access;
+use crate::registry::error::denied_message;
 
 /// What the authenticator said of a credential. This is what the cache keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Permit {
         &self.principal
     }
 
-    /// The number of the `[[rule]]` that granted it, from 0; none when no rule is configured.
+    /// The number of the `[[rule]]` that granted it, from 1; none when no rule is configured.
     pub fn rule(&self) -> Option<usize> {
         self.rule
     }
@@ -96,15 +97,20 @@ pub enum Refusal {
 /// A permit or a refusal; there is no third.
 pub type Verdict = Result<Permit, Refusal>;
 
-/// The verdict on an endpoint that passes without a login (`/_ping`, `/v1/_ping`).
-pub fn open_endpoint() -> Permit {
-    Permit { principal: Principal::Anonymous, rule: None }
+/// The permit for what passes without a login: reading `/_ping` and `/v1/_ping`, exactly, as in 2014.
+pub fn open(method: &str, target: &str) -> Option<Permit> {
+    let open = matches!(method, "GET" | "HEAD") && matches!(target, "/_ping" | "/v1/_ping");
+    open.then_some(Permit { principal: Principal::Anonymous, rule: None })
 }
 
 /// The verdict for a request that needs all of `accesses`, from what the authenticator said and the policy allows.
 pub fn decide(answer: &Answer, policy: &Policy, accesses: &[Access]) -> Verdict {
     match answer {
-        Answer::Known(principal) => permit(principal, policy, accesses).ok_or_else(|| forbidden(principal, accesses)),
+        // A backend may know who asks by other means than a name; without rules its word is enough.
+        Answer::Known(principal) if policy.is_open() => Ok(Permit { principal: principal.clone(), rule: None }),
+        Answer::Known(principal) => {
+            permit(principal, policy, accesses).ok_or_else(|| forbidden(principal, policy, accesses))
+        }
         Answer::Unknown { challenge } => Err(Refusal::Unauthenticated { challenge: challenge.clone() }),
         Answer::Forbidden => Err(Refusal::Forbidden {
             message: "the authentication service refuses this request for this user".to_owned(),
@@ -135,12 +141,13 @@ fn permit(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Option
     Some(Permit { principal: principal.clone(), rule })
 }
 
-fn forbidden(principal: &Principal, accesses: &[Access]) -> Refusal {
-    let wanted: Vec<String> = accesses.iter().map(ToString::to_string).collect();
-    let wanted = wanted.join(" ");
-    Refusal::Forbidden {
-        message: format!("{principal} may not {wanted}: no rule of this gate allows it; ask its administrator"),
-    }
+fn forbidden(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Refusal {
+    let denied = accesses.iter().find(|access| !policy.decide(principal, access).is_allowed());
+    let message = denied.map_or_else(
+        || "this user may not do this; ask the registry's administrator".to_owned(),
+        |access| denied_message(access, principal.name()),
+    );
+    Refusal::Forbidden { message }
 }
 
 #[cfg(test)]

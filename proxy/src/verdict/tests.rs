@@ -6,9 +6,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::flight::{Arrival, Flights, Role, Wait};
 use super::*;
 use crate::registry::access::Action;
+use crate::registry::name::RepositoryName;
 
 fn access(action: Action) -> Access {
-    Access::repository("team/app", action)
+    Access::on(&RepositoryName::parse("team/app").expect("a name"), action)
 }
 
 fn user(name: &str) -> Principal {

@@ -21,9 +21,10 @@ pub fn is_root() -> bool {
 
 /// Finds a user in the text of `/etc/passwd`.
 pub fn account(passwd: &str, name: &str) -> Option<Account> {
-    let mut fields = passwd.lines().map(|line| line.split(':')).find_map(|mut fields| {
-        (fields.next() == Some(name)).then_some(fields)
-    })?;
+    let mut fields = passwd
+        .lines()
+        .map(|line| line.split(':'))
+        .find_map(|mut fields| (fields.next() == Some(name)).then_some(fields))?;
     let uid = fields.nth(1)?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
     Some(Account { uid, gid })
@@ -60,7 +61,8 @@ mod tests {
 
     #[test]
     fn accounts_are_found_by_their_whole_name() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nportcullis2:x:9:9::/:/\nportcullis:x:998:997::/nonexistent:/x\nodd:x:a:b\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nportcullis2:x:9:9::/:/\nportcullis:x:998:997::/nonexistent:/x\nodd:x:a:b\n";
         assert_eq!(account(passwd, "portcullis"), Some(Account { uid: 998, gid: 997 }));
         assert_eq!(account(passwd, "port"), None);
         assert_eq!(account(passwd, "odd"), None);
