@@ -150,7 +150,8 @@ fn ipv6<P: Packet + ?Sized, T: Tables>(packet: &P, at: usize, tables: &T) -> Out
     let Some(next) = packet.read::<1>(at + 6) else {
         return Outcome::Dropped(Counter::Truncated);
     };
-    let (Some(source), Some(destination)) = (packet.read::<16>(at + 8), packet.read::<16>(at + 24)) else {
+    let (Some(source), Some(destination)) = (packet.read::<16>(at + 8), packet.read::<16>(at + 24))
+    else {
         return Outcome::Dropped(Counter::Truncated);
     };
     let (source, destination) = (Address::v6(source), Address::v6(destination));
@@ -164,7 +165,11 @@ fn ipv6<P: Packet + ?Sized, T: Tables>(packet: &P, at: usize, tables: &T) -> Out
 
 /// Walks the extension headers: where the TCP header begins, or `None` when what comes is not TCP or a later fragment.
 #[inline(always)]
-fn upper_layer<P: Packet + ?Sized>(packet: &P, first: u8, start: usize) -> Result<Option<usize>, Counter> {
+fn upper_layer<P: Packet + ?Sized>(
+    packet: &P,
+    first: u8,
+    start: usize,
+) -> Result<Option<usize>, Counter> {
     let mut next = first;
     let mut at = start;
     let mut index = 0;
@@ -211,5 +216,9 @@ fn segment<P: Packet + ?Sized, T: Tables>(
     if !protects(tables, destination, [header[2], header[3]], true) {
         return Outcome::Untouched;
     }
-    if tables.allowed(source) { Outcome::Admitted } else { Outcome::Dropped(Counter::Stranger) }
+    if tables.allowed(source) {
+        Outcome::Admitted
+    } else {
+        Outcome::Dropped(Counter::Stranger)
+    }
 }

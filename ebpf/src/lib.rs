@@ -112,7 +112,22 @@ impl Address {
     #[inline(always)]
     pub const fn v6(o: [u8; 16]) -> Self {
         Self([
-            Self::V6, o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9], o[10], o[11], o[12], o[13], o[14],
+            Self::V6,
+            o[0],
+            o[1],
+            o[2],
+            o[3],
+            o[4],
+            o[5],
+            o[6],
+            o[7],
+            o[8],
+            o[9],
+            o[10],
+            o[11],
+            o[12],
+            o[13],
+            o[14],
             o[15],
         ])
     }
@@ -121,7 +136,11 @@ impl Address {
     #[inline(always)]
     pub fn socket_v6(o: [u8; 16]) -> Self {
         let mapped = o[..10] == [0; 10] && o[10] == 0xff && o[11] == 0xff;
-        if mapped { Self::v4([o[12], o[13], o[14], o[15]]) } else { Self::v6(o) }
+        if mapped {
+            Self::v4([o[12], o[13], o[14], o[15]])
+        } else {
+            Self::v6(o)
+        }
     }
 
     /// Whether this is 0.0.0.0 or `::`.
@@ -132,7 +151,11 @@ impl Address {
 
     /// The octets after the family: 4 or 16.
     pub fn octets(&self) -> &[u8] {
-        if self.0[0] == Self::V4 { &self.0[1..5] } else { &self.0[1..] }
+        if self.0[0] == Self::V4 {
+            &self.0[1..5]
+        } else {
+            &self.0[1..]
+        }
     }
 }
 
@@ -154,6 +177,8 @@ pub struct Header {
     pub mode: Mode,
     /// Whether the connect ring is part of this policy.
     pub connect_ring: bool,
+    /// On how many interfaces the XDP ring was put.
+    pub interfaces: u16,
     /// Cookie of the guarded network namespace.
     pub netns: u64,
     /// Counts the policies that this guard has had.
@@ -171,6 +196,7 @@ impl Header {
         bytes[..4].copy_from_slice(&self.abi.to_ne_bytes());
         bytes[4] = self.mode as u8;
         bytes[5] = u8::from(self.connect_ring);
+        bytes[6..8].copy_from_slice(&self.interfaces.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.netns.to_ne_bytes());
         bytes[16..].copy_from_slice(&self.generation.to_ne_bytes());
         bytes
@@ -181,10 +207,17 @@ impl Header {
     pub fn from_bytes(b: &[u8; Self::LEN]) -> Self {
         Self {
             abi: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            mode: if b[4] == Mode::Audit as u8 { Mode::Audit } else { Mode::Enforce },
+            mode: if b[4] == Mode::Audit as u8 {
+                Mode::Audit
+            } else {
+                Mode::Enforce
+            },
             connect_ring: b[5] != 0,
+            interfaces: u16::from_ne_bytes([b[6], b[7]]),
             netns: u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
-            generation: u64::from_ne_bytes([b[16], b[17], b[18], b[19], b[20], b[21], b[22], b[23]]),
+            generation: u64::from_ne_bytes([
+                b[16], b[17], b[18], b[19], b[20], b[21], b[22], b[23],
+            ]),
         }
     }
 }

@@ -1,3 +1,4 @@
 //! The asynchronous edge: sockets, TLS, the kernel.
 
 pub mod guard;
+pub(crate) mod sys;
