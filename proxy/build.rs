@@ -15,8 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bytes = match env::var_os(OVERRIDE) {
         Some(path) => {
             println!("cargo::rerun-if-changed={}", Path::new(&path).display());
-            fs::read(&path)
-                .map_err(|error| format!("{OVERRIDE}={}: {error}", Path::new(&path).display()))?
+            fs::read(&path).map_err(|error| format!("{OVERRIDE}={}: {error}", Path::new(&path).display()))?
         }
         None => built_here(&PathBuf::from(env::var("CARGO_MANIFEST_DIR")?))?,
     };
@@ -29,10 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The directory is watched rather than the file, and made when missing: cargo takes a watched path that does not
 /// exist for a change, and would compile the gate anew each time.
 fn built_here(manifest: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    let Some(workspace) = manifest
-        .parent()
-        .filter(|dir| dir.join("ebpf/src/main.rs").is_file())
-    else {
+    let Some(workspace) = manifest.parent().filter(|dir| dir.join("ebpf/src/main.rs").is_file()) else {
         return Ok(Vec::new());
     };
     let dir = workspace.join("target/bpf");

@@ -150,8 +150,7 @@ fn ipv6<P: Packet + ?Sized, T: Tables>(packet: &P, at: usize, tables: &T) -> Out
     let Some(next) = packet.read::<1>(at + 6) else {
         return Outcome::Dropped(Counter::Truncated);
     };
-    let (Some(source), Some(destination)) = (packet.read::<16>(at + 8), packet.read::<16>(at + 24))
-    else {
+    let (Some(source), Some(destination)) = (packet.read::<16>(at + 8), packet.read::<16>(at + 24)) else {
         return Outcome::Dropped(Counter::Truncated);
     };
     let (source, destination) = (Address::v6(source), Address::v6(destination));
@@ -165,11 +164,7 @@ fn ipv6<P: Packet + ?Sized, T: Tables>(packet: &P, at: usize, tables: &T) -> Out
 
 /// Walks the extension headers: where the TCP header begins, or `None` when what comes is not TCP or a later fragment.
 #[inline(always)]
-fn upper_layer<P: Packet + ?Sized>(
-    packet: &P,
-    first: u8,
-    start: usize,
-) -> Result<Option<usize>, Counter> {
+fn upper_layer<P: Packet + ?Sized>(packet: &P, first: u8, start: usize) -> Result<Option<usize>, Counter> {
     let mut next = first;
     let mut at = start;
     let mut index = 0;
@@ -207,18 +202,10 @@ fn segment<P: Packet + ?Sized, T: Tables>(
     tables: &T,
 ) -> Outcome {
     let Some(header) = packet.read::<TCP_LEN>(at) else {
-        return if covers(tables, destination) {
-            Outcome::Dropped(Counter::Truncated)
-        } else {
-            Outcome::Untouched
-        };
+        return if covers(tables, destination) { Outcome::Dropped(Counter::Truncated) } else { Outcome::Untouched };
     };
     if !protects(tables, destination, [header[2], header[3]], true) {
         return Outcome::Untouched;
     }
-    if tables.allowed(source) {
-        Outcome::Admitted
-    } else {
-        Outcome::Dropped(Counter::Stranger)
-    }
+    if tables.allowed(source) { Outcome::Admitted } else { Outcome::Dropped(Counter::Stranger) }
 }

@@ -136,11 +136,7 @@ impl Address {
     #[inline(always)]
     pub fn socket_v6(o: [u8; 16]) -> Self {
         let mapped = o[..10] == [0; 10] && o[10] == 0xff && o[11] == 0xff;
-        if mapped {
-            Self::v4([o[12], o[13], o[14], o[15]])
-        } else {
-            Self::v6(o)
-        }
+        if mapped { Self::v4([o[12], o[13], o[14], o[15]]) } else { Self::v6(o) }
     }
 
     /// Whether this is 0.0.0.0 or `::`.
@@ -151,11 +147,7 @@ impl Address {
 
     /// The octets after the family: 4 or 16.
     pub fn octets(&self) -> &[u8] {
-        if self.0[0] == Self::V4 {
-            &self.0[1..5]
-        } else {
-            &self.0[1..]
-        }
+        if self.0[0] == Self::V4 { &self.0[1..5] } else { &self.0[1..] }
     }
 }
 
@@ -207,17 +199,11 @@ impl Header {
     pub fn from_bytes(b: &[u8; Self::LEN]) -> Self {
         Self {
             abi: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            mode: if b[4] == Mode::Audit as u8 {
-                Mode::Audit
-            } else {
-                Mode::Enforce
-            },
+            mode: if b[4] == Mode::Audit as u8 { Mode::Audit } else { Mode::Enforce },
             connect_ring: b[5] != 0,
             interfaces: u16::from_ne_bytes([b[6], b[7]]),
             netns: u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
-            generation: u64::from_ne_bytes([
-                b[16], b[17], b[18], b[19], b[20], b[21], b[22], b[23],
-            ]),
+            generation: u64::from_ne_bytes([b[16], b[17], b[18], b[19], b[20], b[21], b[22], b[23]]),
         }
     }
 }
@@ -244,15 +230,8 @@ pub enum Counter {
 
 impl Counter {
     /// Every counter, in the order of their indices.
-    pub const ALL: [Self; 7] = [
-        Self::Admitted,
-        Self::Stranger,
-        Self::Tags,
-        Self::Extensions,
-        Self::Truncated,
-        Self::Vouched,
-        Self::Unvouched,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Admitted, Self::Stranger, Self::Tags, Self::Extensions, Self::Truncated, Self::Vouched, Self::Unvouched];
 
     /// The ring that counts it.
     pub fn ring(self) -> &'static str {

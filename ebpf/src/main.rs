@@ -59,9 +59,7 @@ mod programs {
 
         #[inline(always)]
         fn local(&self, address: &Address) -> u8 {
-            LOCAL
-                .get(&Key::new(Address::ALL_BITS, address.0))
-                .map_or(0, |kind| *kind)
+            LOCAL.get(&Key::new(Address::ALL_BITS, address.0)).map_or(0, |kind| *kind)
         }
 
         #[inline(always)]
@@ -72,9 +70,7 @@ mod programs {
 
         #[inline(always)]
         fn allowed(&self, source: &Address) -> bool {
-            ALLOWED
-                .get(&Key::new(Address::ALL_BITS, source.0))
-                .is_some()
+            ALLOWED.get(&Key::new(Address::ALL_BITS, source.0)).is_some()
         }
     }
 
@@ -115,10 +111,7 @@ mod programs {
     /// Drops frames to protected ports that do not come from an allowed source.
     #[xdp]
     pub fn guard_xdp(ctx: XdpContext) -> u32 {
-        let frame = Frame {
-            start: ctx.data(),
-            end: ctx.data_end(),
-        };
+        let frame = Frame { start: ctx.data(), end: ctx.data_end() };
         match decide::packet(&frame, &Maps) {
             Outcome::Untouched => xdp_action::XDP_PASS,
             Outcome::Admitted => {
@@ -167,10 +160,7 @@ mod programs {
     fn connect(ctx: &SockAddrContext, destination: &Address) -> i32 {
         // SAFETY: the kernel hands every program a valid context.
         let (protocol, port) = unsafe {
-            (
-                read_volatile(addr_of!((*ctx.sock_addr).protocol)),
-                read_volatile(addr_of!((*ctx.sock_addr).user_port)),
-            )
+            (read_volatile(addr_of!((*ctx.sock_addr).protocol)), read_volatile(addr_of!((*ctx.sock_addr).user_port)))
         };
         if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
             return ALLOW;

@@ -23,11 +23,7 @@ mod toolchain;
 pub use toolchain::{Toolchain, ensure_toolchain};
 
 const NAME: &str = "portcullis-ebpf";
-const TRIPLE: &str = if cfg!(target_endian = "big") {
-    "bpfeb-unknown-none"
-} else {
-    "bpfel-unknown-none"
-};
+const TRIPLE: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
 /// Options of `cargo xtask build-ebpf`.
 #[derive(Debug, Default, clap::Args)]
@@ -47,11 +43,7 @@ pub struct Args {
 /// the end of the compiler's output).
 pub fn run(args: &Args) -> anyhow::Result<PathBuf> {
     let root = workspace()?;
-    let toolchain = if args.install {
-        ensure_toolchain(&root)?
-    } else {
-        Toolchain::find(&root)?
-    };
+    let toolchain = if args.install { ensure_toolchain(&root)? } else { Toolchain::find(&root)? };
     let object = object_path(&root);
     let stamp = object.with_extension("stamp");
     let wanted = fingerprint(&root, &toolchain)?;
@@ -63,15 +55,10 @@ pub fn run(args: &Args) -> anyhow::Result<PathBuf> {
 
     let linker = toolchain.linker(&root)?;
     let built = compile(&root, &toolchain, &linker)?;
-    let bytes =
-        strip(&fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?)?;
+    let bytes = strip(&fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?)?;
     replace(&object, &bytes)?;
     replace(&stamp, wanted.as_bytes())?;
-    eprintln!(
-        "eBPF object built with {toolchain}: {} ({} KiB)",
-        object.display(),
-        bytes.len() / 1024
-    );
+    eprintln!("eBPF object built with {toolchain}: {} ({} KiB)", object.display(), bytes.len() / 1024);
     Ok(object)
 }
 
@@ -83,10 +70,7 @@ pub fn object_path(root: &Path) -> PathBuf {
 
 fn workspace() -> anyhow::Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest
-        .parent()
-        .map(Path::to_path_buf)
-        .context("xtask has no workspace above it")
+    manifest.parent().map(Path::to_path_buf).context("xtask has no workspace above it")
 }
 
 fn compile(root: &Path, toolchain: &Toolchain, linker: &Path) -> anyhow::Result<PathBuf> {
@@ -97,17 +81,7 @@ fn compile(root: &Path, toolchain: &Toolchain, linker: &Path) -> anyhow::Result<
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(root)
-        .args([
-            "build",
-            "--release",
-            "--package",
-            NAME,
-            "--bin",
-            NAME,
-            "--target",
-            TRIPLE,
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--package", NAME, "--bin", NAME, "--target", TRIPLE, "--target-dir"])
         .arg(&target)
         .env("PATH", env::join_paths(path)?)
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root))
@@ -115,11 +89,7 @@ fn compile(root: &Path, toolchain: &Toolchain, linker: &Path) -> anyhow::Result<
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "2");
-    step(
-        "Compiling the eBPF programs",
-        &mut cargo,
-        &target.join("build.log"),
-    )?;
+    step("Compiling the eBPF programs", &mut cargo, &target.join("build.log"))?;
     Ok(target.join(TRIPLE).join("release").join(NAME))
 }
 
@@ -140,9 +110,7 @@ fn rust_flags(root: &Path) -> OsString {
 }
 
 fn cargo_home() -> Option<PathBuf> {
-    env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")))
 }
 
 /// Removes DWARF, which was only there to make the linker write BTF.
@@ -153,11 +121,7 @@ fn strip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
     }
     // LLVM keeps section names and symbol names in one table; the writer wants one for each.
-    if !builder
-        .sections
-        .iter()
-        .any(|section| matches!(section.data, SectionData::SectionString))
-    {
+    if !builder.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {
         let names = builder.sections.add();
         names.name = b".shstrtab".as_slice().into();
         names.sh_type = SHT_STRTAB;
@@ -165,9 +129,7 @@ fn strip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         names.data = SectionData::SectionString;
     }
     let mut stripped = Vec::new();
-    builder
-        .write(&mut stripped)
-        .context("cannot strip the object")?;
+    builder.write(&mut stripped).context("cannot strip the object")?;
     Ok(stripped)
 }
 
@@ -181,11 +143,7 @@ fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 fn fingerprint(root: &Path, toolchain: &Toolchain) -> anyhow::Result<String> {
-    let mut files = vec![
-        root.join("Cargo.lock"),
-        root.join("Cargo.toml"),
-        root.join("ebpf/Cargo.toml"),
-    ];
+    let mut files = vec![root.join("Cargo.lock"), root.join("Cargo.toml"), root.join("ebpf/Cargo.toml")];
     sources(&root.join("ebpf/src"), &mut files)?;
     files.sort();
     let mut hasher = DefaultHasher::new();
@@ -220,11 +178,7 @@ fn step(what: &str, command: &mut Command, log: &Path) -> anyhow::Result<()> {
     if spinner.is_hidden() {
         eprintln!("{what} …");
     }
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
-        .status();
+    let status = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).status();
     spinner.finish_and_clear();
     let program = command.get_program().to_string_lossy().into_owned();
     let status = status.with_context(|| format!("cannot run {program}"))?;
@@ -232,10 +186,7 @@ fn step(what: &str, command: &mut Command, log: &Path) -> anyhow::Result<()> {
         let output = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = output.lines().collect();
         let tail = lines[lines.len().saturating_sub(40)..].join("\n");
-        bail!(
-            "{what}: {program} failed ({status}); all of its output is in {}\n{tail}",
-            log.display()
-        );
+        bail!("{what}: {program} failed ({status}); all of its output is in {}\n{tail}", log.display());
     }
     Ok(())
 }
@@ -251,9 +202,7 @@ mod tests {
         let dir = env::temp_dir().join(format!("portcullis-step-{}", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", "echo what went wrong; exit 3"]);
-        let error = step("Testing", &mut command, &dir.join("log"))
-            .unwrap_err()
-            .to_string();
+        let error = step("Testing", &mut command, &dir.join("log")).unwrap_err().to_string();
         fs::remove_dir_all(&dir).unwrap();
         assert!(error.contains("what went wrong"), "{error}");
         assert!(error.contains("exit status: 3"), "{error}");

@@ -45,10 +45,7 @@ fn whole() -> Fake {
             (Address::v4(OWN4), local::OWN),
             (Address::v6(OWN6), local::OWN),
             (Address::v4([127, 0, 0, 1]), local::LOOPBACK),
-            (
-                Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
-                local::LOOPBACK,
-            ),
+            (Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]), local::LOOPBACK),
         ]),
         targets: HashMap::new(),
         allowed: vec![Address::v4(GATE)],
@@ -59,10 +56,7 @@ fn whole() -> Fake {
 fn single() -> Fake {
     let address = Address::v4(CONTAINER);
     Fake {
-        ports: HashMap::from([
-            (PORT.to_be_bytes(), port::SINGLE),
-            (port::ANY, port::SINGLE),
-        ]),
+        ports: HashMap::from([(PORT.to_be_bytes(), port::SINGLE), (port::ANY, port::SINGLE)]),
         local: HashMap::from([(Address::v4(OWN4), local::OWN)]),
         targets: HashMap::from([
             (target_key(&address, PORT.to_be_bytes()), local::OWN),
@@ -90,14 +84,7 @@ fn tcp(port: u16) -> Vec<u8> {
     header
 }
 
-fn v4(
-    protocol: u8,
-    source: [u8; 4],
-    destination: [u8; 4],
-    options: usize,
-    fragment: u16,
-    payload: &[u8],
-) -> Vec<u8> {
+fn v4(protocol: u8, source: [u8; 4], destination: [u8; 4], options: usize, fragment: u16, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![0; 20 + options];
     header[0] = 0x40 | (5 + options / 4) as u8;
     header[6..8].copy_from_slice(&fragment.to_be_bytes());
@@ -119,19 +106,11 @@ fn v6(next: u8, source: [u8; 16], destination: [u8; 16], payload: &[u8]) -> Vec<
 }
 
 fn syn4(source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
-    ethernet(
-        &[],
-        ETHERTYPE_IPV4,
-        &v4(TCP, source, destination, 0, 0, &tcp(port)),
-    )
+    ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, source, destination, 0, 0, &tcp(port)))
 }
 
 fn syn6(next: u8, chain: &[u8]) -> Vec<u8> {
-    ethernet(
-        &[],
-        ETHERTYPE_IPV6,
-        &v6(next, STRANGER6, OWN6, &[chain, &tcp(PORT)].concat()),
-    )
+    ethernet(&[], ETHERTYPE_IPV6, &v6(next, STRANGER6, OWN6, &[chain, &tcp(PORT)].concat()))
 }
 
 #[track_caller]
@@ -151,29 +130,13 @@ fn a_stranger_is_dropped_and_an_allowed_source_passes() {
 
 #[test]
 fn other_ports_protocols_and_addresses_are_untouched() {
-    judged(
-        &whole(),
-        &syn4(STRANGER, OWN4, PORT + 1),
-        Outcome::Untouched,
-    );
-    judged(
-        &whole(),
-        &syn4(STRANGER, ELSEWHERE4, PORT),
-        Outcome::Untouched,
-    );
+    judged(&whole(), &syn4(STRANGER, OWN4, PORT + 1), Outcome::Untouched);
+    judged(&whole(), &syn4(STRANGER, ELSEWHERE4, PORT), Outcome::Untouched);
     for protocol in [1, 17, 132] {
-        let frame = ethernet(
-            &[],
-            ETHERTYPE_IPV4,
-            &v4(protocol, STRANGER, OWN4, 0, 0, &tcp(PORT)),
-        );
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &tcp(PORT)));
         judged(&whole(), &frame, Outcome::Untouched);
     }
-    judged(
-        &whole(),
-        &ethernet(&[], 0x0806, &[0; 28]),
-        Outcome::Untouched,
-    );
+    judged(&whole(), &ethernet(&[], 0x0806, &[0; 28]), Outcome::Untouched);
     judged(&whole(), &[0; 10], Outcome::Untouched);
 }
 
@@ -181,11 +144,7 @@ fn other_ports_protocols_and_addresses_are_untouched() {
 fn tunnels_pass_to_be_judged_after_decapsulation() {
     for protocol in [4, 41, 47, 50] {
         let inner = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));
-        let frame = ethernet(
-            &[],
-            ETHERTYPE_IPV4,
-            &v4(protocol, STRANGER, OWN4, 0, 0, &inner),
-        );
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &inner));
         judged(&whole(), &frame, Outcome::Untouched);
         judged(&whole(), &syn6(protocol, &[]), Outcome::Untouched);
     }
@@ -197,16 +156,8 @@ fn vlan_tags_are_looked_through_and_too_many_are_dropped() {
     for tags in [&[0][..], &[10], &[0, 0], &[0, 0, 0, 10], &[0; MAX_TAGS]] {
         judged(&whole(), &ethernet(tags, ETHERTYPE_IPV4, &ip), STRANGE);
     }
-    judged(
-        &whole(),
-        &ethernet(&[0; MAX_TAGS + 1], ETHERTYPE_IPV4, &ip),
-        Outcome::Dropped(Counter::Tags),
-    );
-    judged(
-        &whole(),
-        &ethernet(&[0; 40], ETHERTYPE_IPV4, &ip),
-        Outcome::Dropped(Counter::Tags),
-    );
+    judged(&whole(), &ethernet(&[0; MAX_TAGS + 1], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
+    judged(&whole(), &ethernet(&[0; 40], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
     let mut provider = ethernet(&[7], ETHERTYPE_IPV4, &ip);
     provider[12..14].copy_from_slice(&ETHERTYPE_QINQ.to_be_bytes());
     judged(&whole(), &provider, STRANGE);
@@ -215,24 +166,14 @@ fn vlan_tags_are_looked_through_and_too_many_are_dropped() {
 #[test]
 fn ipv4_options_do_not_hide_the_port() {
     for options in [4, 20, 40] {
-        let frame = ethernet(
-            &[],
-            ETHERTYPE_IPV4,
-            &v4(TCP, STRANGER, OWN4, options, 0, &tcp(PORT)),
-        );
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, OWN4, options, 0, &tcp(PORT)));
         judged(&whole(), &frame, STRANGE);
     }
 }
 
 #[test]
 fn the_first_fragment_is_judged_and_later_ones_pass() {
-    let fragment = |bits, payload: &[u8]| {
-        ethernet(
-            &[],
-            ETHERTYPE_IPV4,
-            &v4(TCP, STRANGER, OWN4, 0, bits, payload),
-        )
-    };
+    let fragment = |bits, payload: &[u8]| ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, OWN4, 0, bits, payload));
     judged(&whole(), &fragment(0x2000, &tcp(PORT)), STRANGE);
     judged(&whole(), &fragment(0x2000, &tcp(PORT)[..8]), CUT_SHORT);
     judged(&whole(), &fragment(0x2001, &tcp(PORT)), Outcome::Untouched);
@@ -264,11 +205,7 @@ fn ipv6_extension_headers_are_walked_as_far_as_the_bound() {
         let long = [&[TCP, 2][..], &[0; 22]].concat();
         judged(&whole(), &syn6(kind, &long), STRANGE);
     }
-    judged(
-        &whole(),
-        &syn6(AUTHENTICATION, &[&[TCP, 4][..], &[0; 22]].concat()),
-        STRANGE,
-    );
+    judged(&whole(), &syn6(AUTHENTICATION, &[&[TCP, 4][..], &[0; 22]].concat()), STRANGE);
     let chain = |headers: usize| {
         let mut chain = [DESTINATION, 0, 0, 0, 0, 0, 0, 0].repeat(headers);
         let last = chain.len() - 8;
@@ -276,11 +213,7 @@ fn ipv6_extension_headers_are_walked_as_far_as_the_bound() {
         syn6(DESTINATION, &chain)
     };
     judged(&whole(), &chain(MAX_EXTENSIONS), STRANGE);
-    judged(
-        &whole(),
-        &chain(MAX_EXTENSIONS + 1),
-        Outcome::Dropped(Counter::Extensions),
-    );
+    judged(&whole(), &chain(MAX_EXTENSIONS + 1), Outcome::Dropped(Counter::Extensions));
     judged(&single(), &chain(MAX_EXTENSIONS + 1), Outcome::Untouched);
 }
 
@@ -297,11 +230,7 @@ fn a_mapped_source_on_the_wire_is_not_the_ipv4_source_it_claims_to_be() {
 fn a_single_protected_address_leaves_the_hosts_own_port_alone() {
     judged(&single(), &syn4(STRANGER, CONTAINER, PORT), STRANGE);
     judged(&single(), &syn4(STRANGER, OWN4, PORT), Outcome::Untouched);
-    judged(
-        &single(),
-        &syn4(STRANGER, CONTAINER, PORT + 1),
-        Outcome::Untouched,
-    );
+    judged(&single(), &syn4(STRANGER, CONTAINER, PORT + 1), Outcome::Untouched);
     let short = syn4(STRANGER, CONTAINER, PORT);
     judged(&single(), &short[..short.len() - 1], CUT_SHORT);
 }
@@ -334,12 +263,7 @@ fn connect_knows_loopback_and_wildcards_inside_only() {
         assert!(protects(&tables, &address, port, false), "{address:?}");
     }
     assert!(!protects(&tables, &Address::v4(ELSEWHERE4), port, true));
-    assert!(!protects(
-        &tables,
-        &Address::v4(OWN4),
-        (PORT + 1).to_be_bytes(),
-        true
-    ));
+    assert!(!protects(&tables, &Address::v4(OWN4), (PORT + 1).to_be_bytes(), true));
     assert!(protects(&single(), &Address::v4(CONTAINER), port, false));
     assert!(!protects(&single(), &Address::v4([0; 4]), port, true));
 }

@@ -71,28 +71,17 @@ impl Toolchain {
             Self::Nightly { .. } => {
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "-Zbuild-std=core"]);
-                command
-                    .env_remove("RUSTC")
-                    .env_remove("CARGO")
-                    .env_remove("RUSTUP_TOOLCHAIN");
+                command.env_remove("RUSTC").env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");
                 command
             }
             Self::Debian { .. } => {
-                let mut command =
-                    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-                command
-                    .env("RUSTC", DEBIAN_RUSTC)
-                    .env("RUSTC_BOOTSTRAP", "aya_ebpf");
+                let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+                command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf");
                 command
             }
         };
-        for name in [
-            "RUSTFLAGS",
-            "RUSTC_WRAPPER",
-            "RUSTC_WORKSPACE_WRAPPER",
-            "CARGO_TARGET_DIR",
-            "CARGO_BUILD_TARGET",
-        ] {
+        for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"]
+        {
             cargo.env_remove(name);
         }
         cargo
@@ -108,15 +97,7 @@ impl Toolchain {
         link_llvm(&self.libllvm()?, &prefix)?;
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
-            .args([
-                "install",
-                LINKER,
-                "--version",
-                LINKER_VERSION,
-                "--locked",
-                "--no-default-features",
-                "--features",
-            ])
+            .args(["install", LINKER, "--version", LINKER_VERSION, "--locked", "--no-default-features", "--features"])
             .arg(format!("llvm-{}", self.llvm()))
             .arg("--root")
             .arg(&tools)
@@ -125,10 +106,7 @@ impl Toolchain {
             .env("LLVM_PREFIX", &prefix)
             .env_remove("RUSTFLAGS")
             .env_remove("CARGO_ENCODED_RUSTFLAGS");
-        let what = format!(
-            "Building {LINKER} {LINKER_VERSION} against LLVM {} (once, about two minutes)",
-            self.llvm()
-        );
+        let what = format!("Building {LINKER} {LINKER_VERSION} against LLVM {} (once, about two minutes)", self.llvm());
         step(&what, &mut cargo, &tools.join("install.log"))?;
         Ok(tools.join("bin"))
     }
@@ -150,8 +128,7 @@ impl Toolchain {
             Self::Nightly { .. } => "nightly",
             Self::Debian { .. } => "debian",
         };
-        root.join("target/tools")
-            .join(format!("{flavour}-llvm-{}", self.llvm()))
+        root.join("target/tools").join(format!("{flavour}-llvm-{}", self.llvm()))
     }
 
     fn llvm(&self) -> u32 {
@@ -163,9 +140,7 @@ impl Toolchain {
     fn libllvm(&self) -> anyhow::Result<PathBuf> {
         let llvm = self.llvm();
         if !LINKER_LLVM.contains(&llvm) {
-            bail!(
-                "{LINKER} {LINKER_VERSION} cannot be built against LLVM {llvm}, which {self} uses"
-            );
+            bail!("{LINKER} {LINKER_VERSION} cannot be built against LLVM {llvm}, which {self} uses");
         }
         let named = format!("libLLVM.so.{llvm}");
         let dirs: Vec<PathBuf> = match self {
@@ -176,10 +151,7 @@ impl Toolchain {
             .filter_map(|dir| fs::read_dir(dir).ok())
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with(&named))
-            })
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&named)))
             .with_context(|| format!("{named}* is not where {self} should have put it"))
     }
 }
@@ -195,9 +167,7 @@ pub fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
     let log = root.join("target/tools/install.log");
     if is_root() && runs("apt-get") {
         let mut update = Command::new("apt-get");
-        update
-            .arg("update")
-            .env("DEBIAN_FRONTEND", "noninteractive");
+        update.arg("update").env("DEBIAN_FRONTEND", "noninteractive");
         step("Updating Debian's package lists", &mut update, &log)?;
         if packaged() {
             let mut install = Command::new("apt-get");
@@ -205,33 +175,14 @@ pub fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
                 .args(["install", "-y", "--no-install-recommends"])
                 .args(DEBIAN_PACKAGES)
                 .env("DEBIAN_FRONTEND", "noninteractive");
-            step(
-                &format!(
-                    "Installing {} (Debian, 117 MB)",
-                    DEBIAN_PACKAGES.join(" and ")
-                ),
-                &mut install,
-                &log,
-            )?;
+            step(&format!("Installing {} (Debian, 117 MB)", DEBIAN_PACKAGES.join(" and ")), &mut install, &log)?;
             return Toolchain::find(root);
         }
     }
     if runs("rustup") {
         let mut install = Command::new("rustup");
-        install.args([
-            "toolchain",
-            "install",
-            "nightly",
-            "--profile",
-            "minimal",
-            "--component",
-            "rust-src",
-        ]);
-        step(
-            "Installing rustup's nightly with rust-src",
-            &mut install,
-            &log,
-        )?;
+        install.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
+        step("Installing rustup's nightly with rust-src", &mut install, &log)?;
     }
     Toolchain::find(root)
 }
@@ -247,15 +198,8 @@ fn remedy() -> String {
 }
 
 fn debian() -> Option<Toolchain> {
-    let sysroot = PathBuf::from(answer(
-        Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]),
-    )?);
-    if !sysroot
-        .join("lib/rustlib")
-        .join(TRIPLE)
-        .join("lib")
-        .is_dir()
-    {
+    let sysroot = PathBuf::from(answer(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]))?);
+    if !sysroot.join("lib/rustlib").join(TRIPLE).join("lib").is_dir() {
         return None;
     }
     let (version, llvm) = versions(&answer(Command::new(DEBIAN_RUSTC).arg("-vV"))?)?;
@@ -263,31 +207,19 @@ fn debian() -> Option<Toolchain> {
 }
 
 fn nightly() -> Option<Toolchain> {
-    let rustc = |args: &[&str]| {
-        answer(
-            Command::new("rustup")
-                .args(["run", "nightly", "rustc"])
-                .args(args),
-        )
-    };
+    let rustc = |args: &[&str]| answer(Command::new("rustup").args(["run", "nightly", "rustc"]).args(args));
     let sysroot = PathBuf::from(rustc(&["--print", "sysroot"])?);
     if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
         return None;
     }
     let (version, llvm) = versions(&rustc(&["-vV"])?)?;
-    Some(Toolchain::Nightly {
-        version,
-        llvm,
-        lib: sysroot.join("lib"),
-    })
+    Some(Toolchain::Nightly { version, llvm, lib: sysroot.join("lib") })
 }
 
 /// The first line of `rustc -vV`, and the major in its `LLVM version:` line.
 fn versions(verbose: &str) -> Option<(String, u32)> {
     let version = verbose.lines().next()?.to_owned();
-    let llvm = verbose
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let llvm = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     Some((version, llvm.split('.').next()?.parse().ok()?))
 }
 
@@ -299,8 +231,7 @@ fn link_llvm(library: &Path, prefix: &Path) -> anyhow::Result<()> {
     if fs::symlink_metadata(&link).is_ok() {
         fs::remove_file(&link).with_context(|| format!("cannot replace {}", link.display()))?;
     }
-    std::os::unix::fs::symlink(library, &link)
-        .with_context(|| format!("cannot create {}", link.display()))
+    std::os::unix::fs::symlink(library, &link).with_context(|| format!("cannot create {}", link.display()))
 }
 
 fn library_dirs() -> Vec<PathBuf> {
@@ -309,15 +240,8 @@ fn library_dirs() -> Vec<PathBuf> {
 }
 
 fn answer(command: &mut Command) -> Option<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn runs(program: &str) -> bool {
@@ -325,16 +249,8 @@ fn runs(program: &str) -> bool {
 }
 
 fn packaged() -> bool {
-    answer(
-        Command::new("apt-cache")
-            .args(["show", "--no-all-versions"])
-            .args(DEBIAN_PACKAGES),
-    )
-    .is_some_and(|found| {
-        DEBIAN_PACKAGES
-            .iter()
-            .all(|name| found.contains(&format!("Package: {name}\n")))
-    })
+    answer(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(DEBIAN_PACKAGES))
+        .is_some_and(|found| DEBIAN_PACKAGES.iter().all(|name| found.contains(&format!("Package: {name}\n"))))
 }
 
 fn is_root() -> bool {
@@ -348,10 +264,7 @@ mod tests {
     #[test]
     fn reads_the_versions_of_a_compiler() {
         let verbose = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\nLLVM version: 22.1.8";
-        assert_eq!(
-            versions(verbose),
-            Some(("rustc 1.96.0 (ac68faa20 2026-05-25)".to_owned(), 22))
-        );
+        assert_eq!(versions(verbose), Some(("rustc 1.96.0 (ac68faa20 2026-05-25)".to_owned(), 22)));
         assert_eq!(versions("rustc 1.0.0\n"), None);
     }
 }

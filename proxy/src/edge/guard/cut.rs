@@ -16,8 +16,7 @@ const REQUEST_ID: usize = 8;
 const MESSAGE_ID: usize = 4;
 const ID_LEN: usize = 48;
 /// Every state but LISTEN, TIME_WAIT and CLOSE.
-const OPEN_STATES: u32 =
-    1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
+const OPEN_STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12;
 
 struct Connection {
     family: u8,
@@ -34,12 +33,9 @@ pub(super) fn cut(strange: impl Fn(SocketAddr, SocketAddr) -> bool) -> io::Resul
         let family = u8::try_from(family).map_err(io::Error::other)?;
         let mut found = Vec::new();
         netlink.dump(BY_FAMILY, &request(family, None), |_, payload| {
-            found.extend(connection(payload))
+            found.extend(connection(payload));
         })?;
-        for connection in found
-            .iter()
-            .filter(|connection| strange(connection.here, connection.there))
-        {
+        for connection in found.iter().filter(|connection| strange(connection.here, connection.there)) {
             match netlink.request(DESTROY, &request(connection.family, Some(&connection.id))) {
                 Ok(()) => count += 1,
                 // It ended by itself in the meantime.
@@ -74,15 +70,7 @@ fn connection(payload: &[u8]) -> Option<Connection> {
         } else {
             IpAddr::from(octets)
         };
-        Some(SocketAddr::new(
-            ip,
-            u16::from_be_bytes(*id.get(port..)?.first_chunk()?),
-        ))
+        Some(SocketAddr::new(ip, u16::from_be_bytes(*id.get(port..)?.first_chunk()?)))
     };
-    Some(Connection {
-        family,
-        id,
-        here: end(0, 4)?,
-        there: end(2, 20)?,
-    })
+    Some(Connection { family, id, here: end(0, 4)?, there: end(2, 20)? })
 }

@@ -29,18 +29,13 @@ pub(super) fn enforce(args: &EnforceArgs) -> anyhow::Result<ExitCode> {
     loader::require_object()?;
     let here = Host::read()?;
     let interfaces = policy::interfaces(&args.interfaces, &here)?;
-    let cgroup = if args.no_local {
-        None
-    } else {
-        Some(host::cgroup_root()?)
-    };
+    let cgroup = if args.no_local { None } else { Some(host::cgroup_root()?) };
 
     let pins = Pins::at(&args.pin.dir);
     let lock = pins.prepare()?;
     let result = switch(args, &here, &interfaces, cgroup.as_ref(), &pins);
     if result.is_err() && lock.made {
-        pins.remove()
-            .with_context(|| format!("cannot remove {}", pins.dir().display()))?;
+        pins.remove().with_context(|| format!("cannot remove {}", pins.dir().display()))?;
     }
     report(&result?, &interfaces, args.no_local)?;
     Ok(ExitCode::SUCCESS)
@@ -61,7 +56,7 @@ fn switch(
 ) -> anyhow::Result<Enforced> {
     let links = pins.links().context("cannot read the guard's links")?;
     let generations = pins.generations().context("cannot read the guard's pins")?;
-    let installed = installed(pins, &generations, &links, here)?;
+    let installed = installed(pins, &links, here)?;
     require_free(interfaces, &links, args.mode)?;
 
     let number = generations.last().map_or(1, |newest| newest + 1);
@@ -76,38 +71,28 @@ fn switch(
         Hook::Connect4 | Hook::Connect6 => cgroup.is_some(),
     };
     for link in links.iter().filter(|link| !wanted(&link.hook)) {
-        pins.remove_link(link.hook)
-            .context("cannot remove a link that is no longer wanted")?;
+        pins.remove_link(link.hook).context("cannot remove a link that is no longer wanted")?;
     }
     for old in generations {
-        pins.remove_generation(old)
-            .context("cannot remove the previous policy")?;
+        pins.remove_generation(old).context("cannot remove the previous policy")?;
     }
     let cut = cut(|here, there| stranger(&policy, installed.as_ref(), here, there));
     Ok(Enforced { policy, cut })
 }
 
-fn installed(
-    pins: &Pins,
-    generations: &[u64],
-    links: &[Pinned],
-    here: &Host,
-) -> anyhow::Result<Option<Installed>> {
-    let Some(newest) = generations.last() else {
+fn installed(pins: &Pins, links: &[Pinned], here: &Host) -> anyhow::Result<Option<Installed>> {
+    let Some(newest) = pins.newest().context("cannot read the guard's pins")? else {
         return Ok(None);
     };
-    let policy = loader::policy(pins, *newest)?;
+    let policy = loader::policy(pins, newest)?;
     if policy.header.netns != here.netns {
         bail!(
             "the guard in {} belongs to another network namespace: choose another --pin, or detach it first",
             pins.dir().display()
         );
     }
-    let whole = run_generation(pins, *newest, links, &[Hook::Connect4, Hook::Connect6])?;
-    Ok(Some(Installed {
-        local_ring_held: policy.header.connect_ring && whole,
-        policy,
-    }))
+    let whole = run_generation(pins, newest, links, &[Hook::Connect4, Hook::Connect6])?;
+    Ok(Some(Installed { local_ring_held: policy.header.connect_ring && whole, policy }))
 }
 
 fn attach(
@@ -131,12 +116,7 @@ fn attach(
 }
 
 /// Whether a connection that is open now may be one that the policy would have refused.
-fn stranger(
-    policy: &Policy,
-    before: Option<&Installed>,
-    here: SocketAddr,
-    there: SocketAddr,
-) -> bool {
+fn stranger(policy: &Policy, before: Option<&Installed>, here: SocketAddr, there: SocketAddr) -> bool {
     let guarded = |policy: &Policy| policy.protects(here) || policy.protects(there);
     if before.is_some_and(|before| before.local_ring_held && guarded(&before.policy)) {
         return false;
@@ -152,47 +132,17 @@ fn report(enforced: &Enforced, interfaces: &[Interface], no_local: bool) -> anyh
     let Enforced { policy, cut } = enforced;
     let now = Host::read()?;
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "guard enforced (policy {}): {}",
-        policy.header.generation,
-        policy.protected().join(", ")
-    )?;
+    writeln!(out, "guard enforced (policy {}): {}", policy.header.generation, policy.protected().join(", "))?;
     for interface in interfaces {
-        let xdp = now
-            .interfaces
-            .iter()
-            .find(|found| found.index == interface.index)
-            .and_then(|found| found.xdp);
-        writeln!(
-            out,
-            "  xdp      {}: {}",
-            interface.name,
-            xdp.map_or("gone", |xdp| xdp.mode)
-        )?;
+        let xdp = now.interfaces.iter().find(|found| found.index == interface.index).and_then(|found| found.xdp);
+        writeln!(out, "  xdp      {}: {}", interface.name, xdp.map_or("gone", |xdp| xdp.mode))?;
     }
-    writeln!(
-        out,
-        "  connect  {}",
-        if no_local {
-            "left out"
-        } else {
-            "every process of this host"
-        }
-    )?;
-    let allowed: Vec<String> = policy
-        .allowed
-        .iter()
-        .map(|prefix| prefix.to_text())
-        .collect();
+    writeln!(out, "  connect  {}", if no_local { "left out" } else { "every process of this host" })?;
+    let allowed: Vec<String> = policy.allowed.iter().map(|prefix| prefix.to_text()).collect();
     writeln!(
         out,
         "  allowed  {}",
-        if allowed.is_empty() {
-            "nobody from outside".to_owned()
-        } else {
-            allowed.join(", ")
-        }
+        if allowed.is_empty() { "nobody from outside".to_owned() } else { allowed.join(", ") }
     )?;
     match cut {
         Ok(count) => writeln!(out, "  cut      {count} connections that were open")?,
@@ -212,16 +162,10 @@ pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
         bail!("no guard is pinned in {show}: there is nothing to detach");
     }
     let _lock = pins.lock()?;
-    let newest = pins.generations()?.pop();
+    let newest = pins.newest()?;
     let policy = newest.and_then(|newest| loader::policy(&pins, newest).ok());
-    pins.remove()
-        .with_context(|| format!("cannot remove {show}"))?;
-    let what = policy.map_or_else(
-        || "what it protected".to_owned(),
-        |policy| policy.protected().join(", "),
-    );
-    eprintln!(
-        "portcullis: THE GUARD IS OFF: {what} can now be reached without a login (was pinned in {show})"
-    );
+    pins.remove().with_context(|| format!("cannot remove {show}"))?;
+    let what = policy.map_or_else(|| "what it protected".to_owned(), |policy| policy.protected().join(", "));
+    eprintln!("portcullis: THE GUARD IS OFF: {what} can now be reached without a login (was pinned in {show})");
     Ok(ExitCode::SUCCESS)
 }

@@ -53,16 +53,11 @@ impl Host {
     /// Asks the kernel.
     pub(super) fn read() -> anyhow::Result<Self> {
         let mut netlink = Netlink::open(None).context("cannot open a netlink socket")?;
-        let netns = bpf::netns_cookie(&netlink)
-            .context("cannot tell network namespaces apart (Linux 5.14 or later can)")?;
+        let netns =
+            bpf::netns_cookie(&netlink).context("cannot tell network namespaces apart (Linux 5.14 or later can)")?;
         let interfaces = interfaces(&mut netlink).context("cannot list the interfaces")?;
         let (local, default_routes) = routes(&mut netlink).context("cannot list the routes")?;
-        Ok(Self {
-            netns,
-            interfaces,
-            local,
-            default_routes,
-        })
+        Ok(Self { netns, interfaces, local, default_routes })
     }
 }
 
@@ -71,7 +66,7 @@ pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<Vec<Interface>> {
     const GET_LINK: u16 = 18;
     let mut found = Vec::new();
     netlink.dump(GET_LINK, &[0; 16], |_, payload| {
-        found.extend(interface(payload))
+        found.extend(interface(payload));
     })?;
     Ok(found)
 }
@@ -94,9 +89,7 @@ fn interface(payload: &[u8]) -> Option<Interface> {
         match attribute {
             NAME => interface.name = text(value),
             LINK_INFO => {
-                interface.kind = attributes(value)
-                    .find(|(kind, _)| *kind == INFO_KIND)
-                    .map(|(_, v)| text(v))
+                interface.kind = attributes(value).find(|(kind, _)| *kind == INFO_KIND).map(|(_, v)| text(v));
             }
             XDP => interface.xdp = xdp(value),
             _ => {}
@@ -108,11 +101,7 @@ fn interface(payload: &[u8]) -> Option<Interface> {
 fn xdp(nested: &[u8]) -> Option<Xdp> {
     const ATTACHED: u16 = 2;
     const PROGRAM: u16 = 4;
-    let attached = attributes(nested)
-        .find(|(kind, _)| *kind == ATTACHED)?
-        .1
-        .first()
-        .copied()?;
+    let attached = attributes(nested).find(|(kind, _)| *kind == ATTACHED)?.1.first().copied()?;
     let mode = match attached {
         0 => return None,
         1 => "native",
@@ -120,10 +109,7 @@ fn xdp(nested: &[u8]) -> Option<Xdp> {
         3 => "offloaded",
         _ => "several",
     };
-    let program = attributes(nested)
-        .find(|(kind, _)| *kind == PROGRAM)
-        .and_then(|(_, id)| u32_at(id, 0))
-        .unwrap_or(0);
+    let program = attributes(nested).find(|(kind, _)| *kind == PROGRAM).and_then(|(_, id)| u32_at(id, 0)).unwrap_or(0);
     Some(Xdp { mode, program })
 }
 
@@ -140,7 +126,7 @@ fn routes(netlink: &mut Netlink) -> io::Result<(Vec<Prefix>, HashSet<u32>)> {
         let mut request = [0; 12];
         request[0] = u8::try_from(family).unwrap_or_default();
         netlink.dump(GET_ROUTE, &request, |_, payload| {
-            route(payload, &mut found, &mut defaults)
+            route(payload, &mut found, &mut defaults);
         })?;
     }
     Ok((found, defaults))
@@ -159,19 +145,9 @@ fn route(payload: &[u8], found: &mut Vec<Prefix>, defaults: &mut HashSet<u32>) {
     };
     let [family, bits, _, _, table, _, _, kind] = *header;
     if table == TABLE_LOCAL && kind == LOCAL {
-        let destination = attributes(rest)
-            .find(|(attribute, _)| *attribute == DESTINATION)
-            .map(|(_, value)| value);
+        let destination = attributes(rest).find(|(attribute, _)| *attribute == DESTINATION).map(|(_, value)| value);
         if let Some(address) = destination.and_then(|octets| ip(family, octets)) {
-            let prefix = Prefix::new(
-                address,
-                bits,
-                if address.is_loopback() {
-                    local::LOOPBACK
-                } else {
-                    local::OWN
-                },
-            );
+            let prefix = Prefix::new(address, bits, if address.is_loopback() { local::LOOPBACK } else { local::OWN });
             if !found.contains(&prefix) {
                 found.push(prefix);
             }
@@ -208,13 +184,9 @@ fn loopbacks() -> Vec<Prefix> {
 
 fn ip(family: u8, octets: &[u8]) -> Option<IpAddr> {
     if i32::from(family) == libc::AF_INET {
-        octets
-            .first_chunk::<4>()
-            .map(|octets| IpAddr::from(*octets))
+        octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets))
     } else {
-        octets
-            .first_chunk::<16>()
-            .map(|octets| IpAddr::from(*octets))
+        octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets))
     }
 }
 
@@ -230,8 +202,9 @@ pub(super) fn address(ip: IpAddr) -> Address {
 pub(super) fn require_privileges(command: &str) -> anyhow::Result<()> {
     const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
     const SYS_ADMIN: u32 = 21;
-    let status =
-        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    /// From here on capabilities were split off CAP_SYS_ADMIN, which still stands in for them.
+    const BPF_FAMILY: u32 = 38;
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let held = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -240,14 +213,11 @@ pub(super) fn require_privileges(command: &str) -> anyhow::Result<()> {
     let has = |bit: u32| held & (1 << bit) != 0;
     let missing: Vec<&str> = NEEDED
         .iter()
-        .filter(|(bit, _)| !has(*bit) && !(*bit >= 38 && has(SYS_ADMIN)))
+        .filter(|(bit, _)| !has(*bit) && (*bit < BPF_FAMILY || !has(SYS_ADMIN)))
         .map(|(_, name)| *name)
         .collect();
     if !missing.is_empty() {
-        bail!(
-            "`guard {command}` needs {}, which this process lacks: run it as root",
-            missing.join(", ")
-        );
+        bail!("`guard {command}` needs {}, which this process lacks: run it as root", missing.join(", "));
     }
     Ok(())
 }
@@ -259,13 +229,9 @@ pub(super) fn require_bpf_fs(dir: &Path) -> anyhow::Result<()> {
     }
     let standard = Path::new(BPF_FS);
     if !dir.starts_with(standard) {
-        bail!(
-            "{} is not on a BPF file system: choose a --pin directory below {BPF_FS}",
-            dir.display()
-        );
+        bail!("{} is not on a BPF file system: choose a --pin directory below {BPF_FS}", dir.display());
     }
-    fs::create_dir_all(standard)
-        .with_context(|| format!("cannot create {BPF_FS}: mount sysfs on /sys first"))?;
+    fs::create_dir_all(standard).with_context(|| format!("cannot create {BPF_FS}: mount sysfs on /sys first"))?;
     rustix::mount::mount(
         "bpf",
         standard,
@@ -280,16 +246,13 @@ pub(super) fn require_bpf_fs(dir: &Path) -> anyhow::Result<()> {
 fn is_bpf_fs(dir: &Path) -> bool {
     dir.ancestors()
         .find_map(|dir| rustix::fs::statfs(dir).ok())
-        .is_some_and(|found| {
-            u64::try_from(found.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC)
-        })
+        .is_some_and(|found| u64::try_from(found.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC))
 }
 
 /// The root of the cgroup2 hierarchy: whoever attaches there sees the sockets of every process.
 pub(super) fn cgroup_root() -> anyhow::Result<File> {
     const ROOT_INODE: u64 = 1;
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     let Some(path) = cgroup2_mount(&mounts) else {
         bail!(
             "no cgroup2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or leave the connect ring out with --no-local"
@@ -323,14 +286,8 @@ mod tests {
         let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw";
-        assert_eq!(
-            cgroup2_mount(hybrid),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
-        assert_eq!(
-            cgroup2_mount("41 31 0:38 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw"),
-            None
-        );
+        assert_eq!(cgroup2_mount(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup2_mount("41 31 0:38 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw"), None);
         assert_eq!(cgroup2_mount(""), None);
     }
 

@@ -17,13 +17,7 @@ use crate::edge::sys::bpf;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf.o"));
 
-const POLICY_MAPS: [&str; 5] = [
-    map::POLICY,
-    map::PORTS,
-    map::TARGETS,
-    map::LOCAL,
-    map::ALLOWED,
-];
+const POLICY_MAPS: [&str; 5] = [map::POLICY, map::PORTS, map::TARGETS, map::LOCAL, map::ALLOWED];
 const PROGRAMS: [&str; 3] = [program::XDP, program::CONNECT4, program::CONNECT6];
 
 type AddressKey = [u8; Address::LEN];
@@ -32,9 +26,7 @@ type TargetKey = [u8; Address::LEN + 2];
 /// Refuses when this program was built without the eBPF object.
 pub(super) fn require_object() -> anyhow::Result<()> {
     if OBJECT.is_empty() {
-        bail!(
-            "this portcullis was built without the eBPF object: run `cargo xtask build-ebpf` and build it again"
-        );
+        bail!("this portcullis was built without the eBPF object: run `cargo xtask build-ebpf` and build it again");
     }
     Ok(())
 }
@@ -59,18 +51,13 @@ impl Loaded {
             load(&mut ebpf, name)?;
         }
         let loaded = Self { ebpf };
-        loaded
-            .pin(pins, policy.header.generation)
-            .context("cannot pin the guard")?;
+        loaded.pin(pins, policy.header.generation).context("cannot pin the guard")?;
         Ok(loaded)
     }
 
     /// A program that is loaded.
     pub(super) fn program(&self, name: &str) -> anyhow::Result<BorrowedFd<'_>> {
-        let program = self
-            .ebpf
-            .program(name)
-            .with_context(|| format!("the eBPF object has no program {name}"))?;
+        let program = self.ebpf.program(name).with_context(|| format!("the eBPF object has no program {name}"))?;
         Ok(program.fd()?.as_fd())
     }
 
@@ -78,10 +65,7 @@ impl Loaded {
         let dir = pins.generation(generation);
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         for name in POLICY_MAPS {
-            let map = self
-                .ebpf
-                .map(name)
-                .with_context(|| format!("the eBPF object has no map {name}"))?;
+            let map = self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
             map.pin(dir.join(name.to_lowercase()))?;
         }
         for name in PROGRAMS {
@@ -92,9 +76,7 @@ impl Loaded {
 }
 
 fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
-    let found = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the eBPF object has no program {name}"))?;
+    let found = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
     let result = match found {
         Program::Xdp(xdp) => xdp.load(),
         Program::CgroupSockAddr(connect) => connect.load(),
@@ -106,19 +88,10 @@ fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
 /// The verifier writes pages; its last words are the reason.
 fn refusal(error: &ProgramError) -> String {
     match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
+        ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let reason = log
-                .lines()
-                .rev()
-                .find(|line| !line.is_empty() && !line.starts_with("processed"));
-            format!(
-                "{io_error}: {}",
-                reason.unwrap_or("Linux 6.1 or later is needed")
-            )
+            let reason = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+            format!("{io_error}: {}", reason.unwrap_or("Linux 6.1 or later is needed"))
         }
         other => one_line(other),
     }
@@ -138,11 +111,7 @@ fn one_line(error: &dyn std::error::Error) -> String {
 }
 
 fn fill(ebpf: &mut Ebpf, policy: &Policy) -> anyhow::Result<()> {
-    Array::<_, [u8; Header::LEN]>::try_from(map_mut(ebpf, map::POLICY)?)?.set(
-        0,
-        policy.header.to_bytes(),
-        0,
-    )?;
+    Array::<_, [u8; Header::LEN]>::try_from(map_mut(ebpf, map::POLICY)?)?.set(0, policy.header.to_bytes(), 0)?;
     let mut ports = HashMap::<_, [u8; 2], u8>::try_from(map_mut(ebpf, map::PORTS)?)?;
     for (port, flags) in policy.port_entries() {
         ports.insert(port, flags, 0)?;
@@ -161,8 +130,7 @@ fn fill(ebpf: &mut Ebpf, policy: &Policy) -> anyhow::Result<()> {
 }
 
 fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {
-    ebpf.map_mut(name)
-        .with_context(|| format!("the eBPF object has no map {name}"))
+    ebpf.map_mut(name).with_context(|| format!("the eBPF object has no map {name}"))
 }
 
 /// Reads the header of a generation.
@@ -198,9 +166,7 @@ pub(super) fn policy(pins: &Pins, generation: u64) -> anyhow::Result<Policy> {
     let entries = HashMap::<_, TargetKey, u8>::try_from(pinned(pins, generation, map::TARGETS)?)?;
     for entry in entries.iter() {
         let (key, kind) = entry?;
-        let (octets, port) = key
-            .split_last_chunk::<2>()
-            .context("a key without a port")?;
+        let (octets, port) = key.split_last_chunk::<2>().context("a key without a port")?;
         let address = Address(*octets.first_chunk().context("a key without an address")?);
         if key != target_key(&address, portcullis_ebpf::port::ANY) {
             targets.push((address, u16::from_be_bytes(*port), kind));
@@ -209,24 +175,14 @@ pub(super) fn policy(pins: &Pins, generation: u64) -> anyhow::Result<Policy> {
     targets.sort_by_key(|(address, port, _)| (address.0, *port));
     let local = prefixes(pins, generation, map::LOCAL)?;
     let allowed = prefixes(pins, generation, map::ALLOWED)?;
-    Ok(Policy {
-        header,
-        ports,
-        targets,
-        local,
-        allowed,
-    })
+    Ok(Policy { header, ports, targets, local, allowed })
 }
 
 fn prefixes(pins: &Pins, generation: u64, name: &str) -> anyhow::Result<Vec<Prefix>> {
     let trie = LpmTrie::<_, AddressKey, u8>::try_from(pinned(pins, generation, name)?)?;
     let read = |entry: Result<(Key<AddressKey>, u8), MapError>| {
         let (key, kind) = entry?;
-        Ok(Prefix {
-            address: Address(key.data()),
-            bits: key.prefix_len(),
-            kind,
-        })
+        Ok(Prefix { address: Address(key.data()), bits: key.prefix_len(), kind })
     };
     trie.iter().map(read).collect()
 }
@@ -241,7 +197,5 @@ pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Counter, u64)>> {
 
 fn pinned(pins: &Pins, generation: u64, name: &str) -> io::Result<Map> {
     let map = bpf::open(&pins.generation(generation).join(name.to_lowercase()))?;
-    MapData::from_fd(map)
-        .and_then(Map::from_map_data)
-        .map_err(io::Error::other)
+    MapData::from_fd(map).and_then(Map::from_map_data).map_err(io::Error::other)
 }

@@ -30,25 +30,12 @@ impl AsFd for Netlink {
 impl Netlink {
     /// Opens a socket of one of the families in [`rustix::net::netlink`]; `None` is the one of links and routes.
     pub(super) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        Ok(Self { socket, sequence: 0 })
     }
 
     /// Asks for a list, and calls `each` with the type and the payload of every entry.
-    pub(super) fn dump(
-        &mut self,
-        kind: u16,
-        payload: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<()> {
+    pub(super) fn dump(&mut self, kind: u16, payload: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.send(kind, REQUEST | DUMP, payload)?;
         self.receive(&mut each)
     }
@@ -86,13 +73,8 @@ impl Netlink {
                 match kind {
                     DONE => return Ok(()),
                     ERROR => {
-                        let errno = u32_at(payload, 0)
-                            .map_or(libc::EPROTO, |code| code.cast_signed().wrapping_neg());
-                        return if errno == 0 {
-                            Ok(())
-                        } else {
-                            Err(io::Error::from_raw_os_error(errno))
-                        };
+                        let errno = u32_at(payload, 0).map_or(libc::EPROTO, |code| code.cast_signed().wrapping_neg());
+                        return if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) };
                     }
                     _ => each(kind, payload),
                 }
@@ -128,20 +110,12 @@ fn aligned(len: usize) -> usize {
 
 /// A number in the host's order.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .copied()
-        .map(u32::from_ne_bytes)
+    bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
 /// A number in the host's order.
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .copied()
-        .map(u16::from_ne_bytes)
+    bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -151,11 +125,7 @@ mod tests {
     #[test]
     fn attributes_end_where_the_bytes_do() {
         let mut bytes = vec![5, 0, 1, 0, b'x', 0, 0, 0, 8, 0, 2, 0x80, 1, 2, 3, 4];
-        let read = |bytes: &[u8]| {
-            attributes(bytes)
-                .map(|(kind, payload)| (kind, payload.to_vec()))
-                .collect::<Vec<_>>()
-        };
+        let read = |bytes: &[u8]| attributes(bytes).map(|(kind, payload)| (kind, payload.to_vec())).collect::<Vec<_>>();
         assert_eq!(read(&bytes), [(1, vec![b'x']), (2, vec![1, 2, 3, 4])]);
         bytes.truncate(14);
         assert_eq!(read(&bytes), [(1, vec![b'x'])]);

@@ -118,9 +118,7 @@ impl FromStr for Cidr {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),
         };
-        let address: IpAddr = address
-            .parse()
-            .map_err(|_| format!("{address:?} is not an IP address"))?;
+        let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             Some(bits) => bits.parse().ok().filter(|bits| *bits <= width),
@@ -151,18 +149,12 @@ fn network(address: IpAddr, bits: u8) -> IpAddr {
 }
 
 fn protected(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| format!("{text:?} is not ADDR:PORT, as in 172.17.0.2:5000"))?;
+    let address: SocketAddr = text.parse().map_err(|_| format!("{text:?} is not ADDR:PORT, as in 172.17.0.2:5000"))?;
     if address.port() == 0 {
         return Err("port 0 cannot be protected".to_owned());
     }
     if address.ip().is_unspecified() {
-        return Err(format!(
-            "{} means every address: use --port {}",
-            address.ip(),
-            address.port()
-        ));
+        return Err(format!("{} means every address: use --port {}", address.ip(), address.port()));
     }
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
@@ -173,18 +165,10 @@ mod tests {
 
     #[test]
     fn blocks_are_read_and_slips_are_named() {
-        assert_eq!(
-            "10.0.0.0/8".parse::<Cidr>().unwrap().to_string(),
-            "10.0.0.0/8"
-        );
+        assert_eq!("10.0.0.0/8".parse::<Cidr>().unwrap().to_string(), "10.0.0.0/8");
         assert_eq!("192.0.2.7".parse::<Cidr>().unwrap().bits, 32);
         assert_eq!("::/0".parse::<Cidr>().unwrap().bits, 0);
-        assert!(
-            "10.0.0.1/8"
-                .parse::<Cidr>()
-                .unwrap_err()
-                .contains("write 10.0.0.0/8")
-        );
+        assert!("10.0.0.1/8".parse::<Cidr>().unwrap_err().contains("write 10.0.0.0/8"));
         for wrong in ["", "10.0.0.0/33", "10.0.0.0/x", "10.0.0/8", "fe80::/129"] {
             assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
         }
@@ -193,15 +177,8 @@ mod tests {
     #[test]
     fn a_protected_address_names_one_address_and_one_port() {
         assert!(protected("[2001:db8::1]:5000").is_ok());
-        assert_eq!(
-            protected("[::ffff:192.0.2.1]:5000").unwrap().to_string(),
-            "192.0.2.1:5000"
-        );
-        assert!(
-            protected("0.0.0.0:5000")
-                .unwrap_err()
-                .contains("--port 5000")
-        );
+        assert_eq!(protected("[::ffff:192.0.2.1]:5000").unwrap().to_string(), "192.0.2.1:5000");
+        assert!(protected("0.0.0.0:5000").unwrap_err().contains("--port 5000"));
         for wrong in ["5000", "localhost:5000", "192.0.2.1:0", "192.0.2.1"] {
             assert!(protected(wrong).is_err(), "{wrong}");
         }

@@ -24,6 +24,8 @@ use crate::edge::sys::bpf::{self, AttachType, LinkInfo};
 const GENERATION: &str = "generation_";
 const LINK: &str = "link_";
 const XDP: &str = "xdp_";
+/// The loader pins this one last: a generation that has it is complete.
+const LAST_PINNED: &str = program::CONNECT6;
 
 /// One place in the kernel where a program hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +102,7 @@ pub(super) struct Pins {
 impl Pins {
     /// The pins in `dir`, which need not exist.
     pub(super) fn at(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_path_buf(),
-        }
+        Self { dir: dir.to_path_buf() }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -137,9 +137,7 @@ impl Pins {
         let lock = self.lock()?;
         let found = lock.dir.metadata()?;
         if found.uid() != 0 || found.mode() & 0o077 != 0 {
-            bail!(
-                "{show} must be root's and closed to others (0700), or a stranger could vouch for himself"
-            );
+            bail!("{show} must be root's and closed to others (0700), or a stranger could vouch for himself");
         }
         Ok(Lock { made, ..lock })
     }
@@ -153,15 +151,18 @@ impl Pins {
         Ok(Lock { dir, made: false })
     }
 
-    /// The generations that are pinned, oldest first.
+    /// The generations that are pinned, oldest first; the last ones may be incomplete.
     pub(super) fn generations(&self) -> io::Result<Vec<u64>> {
         let names = self.names()?;
-        let mut found: Vec<u64> = names
-            .iter()
-            .filter_map(|name| name.strip_prefix(GENERATION)?.parse().ok())
-            .collect();
+        let mut found: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix(GENERATION)?.parse().ok()).collect();
         found.sort_unstable();
         Ok(found)
+    }
+
+    /// The newest generation that whoever made it lived to complete.
+    pub(super) fn newest(&self) -> io::Result<Option<u64>> {
+        let complete = |number: &u64| self.generation(*number).join(LAST_PINNED).exists();
+        Ok(self.generations()?.into_iter().rfind(complete))
     }
 
     /// The links that are pinned.
@@ -188,9 +189,7 @@ impl Pins {
     pub(super) fn remove_link(&self, hook: Hook) -> io::Result<()> {
         let path = self.link(hook);
         // A link whose interface is gone cannot be detached any more; its pin can be removed all the same.
-        bpf::open(&path)
-            .and_then(|link| bpf::link_detach(link.as_fd()))
-            .ok();
+        bpf::open(&path).and_then(|link| bpf::link_detach(link.as_fd())).ok();
         fs::remove_file(path)
     }
 

@@ -22,11 +22,7 @@ pub(super) struct Prefix {
 impl Prefix {
     /// A block of `bits` leading bits of `ip`.
     pub(super) fn new(ip: IpAddr, bits: u8, kind: u8) -> Self {
-        Self {
-            address: address(ip),
-            bits: Address::FAMILY_BITS + u32::from(bits),
-            kind,
-        }
+        Self { address: address(ip), bits: Address::FAMILY_BITS + u32::from(bits), kind }
     }
 
     fn covers(&self, other: &Address) -> bool {
@@ -40,11 +36,7 @@ impl Prefix {
 
     /// The block in the usual notation.
     pub(super) fn to_text(self) -> String {
-        format!(
-            "{}/{}",
-            ip(&self.address),
-            self.bits.saturating_sub(Address::FAMILY_BITS)
-        )
+        format!("{}/{}", ip(&self.address), self.bits.saturating_sub(Address::FAMILY_BITS))
     }
 }
 
@@ -52,9 +44,7 @@ impl Prefix {
 pub(super) fn ip(address: &Address) -> IpAddr {
     match address.octets() {
         [a, b, c, d] => IpAddr::from([*a, *b, *c, *d]),
-        octets => octets
-            .first_chunk::<16>()
-            .map_or(IpAddr::from([0; 16]), |octets| IpAddr::from(*octets)),
+        octets => octets.first_chunk::<16>().map_or(IpAddr::from([0; 16]), |octets| IpAddr::from(*octets)),
     }
 }
 
@@ -71,12 +61,7 @@ pub(super) struct Policy {
 
 impl Policy {
     /// What the options ask for on this host.
-    pub(super) fn resolve(
-        args: &EnforceArgs,
-        host: &Host,
-        interfaces: usize,
-        generation: u64,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn resolve(args: &EnforceArgs, host: &Host, interfaces: usize, generation: u64) -> anyhow::Result<Self> {
         let mut policy = Self {
             header: Header {
                 abi: ABI_VERSION,
@@ -89,11 +74,7 @@ impl Policy {
             ports: BTreeMap::new(),
             targets: Vec::new(),
             local: host.local.clone(),
-            allowed: args
-                .allow
-                .iter()
-                .map(|cidr| Prefix::new(cidr.address, cidr.bits, 1))
-                .collect(),
+            allowed: args.allow.iter().map(|cidr| Prefix::new(cidr.address, cidr.bits, 1)).collect(),
         };
         for port in &args.ports {
             policy.flag(*port, port::WHOLE | port::UNSPECIFIED);
@@ -111,17 +92,9 @@ impl Policy {
 
     fn protect(&mut self, target: SocketAddr) {
         let address = address(target.ip());
-        let kind = if target.ip().is_loopback() {
-            local::LOOPBACK
-        } else {
-            local::OWN
-        };
+        let kind = if target.ip().is_loopback() { local::LOOPBACK } else { local::OWN };
         // A socket bound to a local address reaches that address by connecting to 0.0.0.0.
-        let unspecified = if self.local(&address) == 0 {
-            0
-        } else {
-            port::UNSPECIFIED
-        };
+        let unspecified = if self.local(&address) == 0 { 0 } else { port::UNSPECIFIED };
         self.flag(target.port(), port::SINGLE | unspecified);
         self.targets.push((address, target.port(), kind));
     }
@@ -129,11 +102,7 @@ impl Policy {
     fn fits(&self) -> anyhow::Result<()> {
         for (what, len, capacity) in [
             ("ports", self.ports.len() + 1, capacity::PORTS),
-            (
-                "protected addresses",
-                2 * self.targets.len(),
-                capacity::TARGETS,
-            ),
+            ("protected addresses", 2 * self.targets.len(), capacity::TARGETS),
             ("local addresses", self.local.len(), capacity::LOCAL),
             ("allowed blocks", self.allowed.len(), capacity::ALLOWED),
         ] {
@@ -147,32 +116,21 @@ impl Policy {
     /// The entries of the port map.
     pub(super) fn port_entries(&self) -> Vec<([u8; 2], u8)> {
         let any = self.ports.values().fold(0, |all, flags| all | flags);
-        let ports = self
-            .ports
-            .iter()
-            .map(|(port, flags)| (port.to_be_bytes(), *flags));
+        let ports = self.ports.iter().map(|(port, flags)| (port.to_be_bytes(), *flags));
         ports.chain([(port::ANY, any)]).collect()
     }
 
     /// The entries of the map of single addresses.
     pub(super) fn target_entries(&self) -> Vec<([u8; Address::LEN + 2], u8)> {
         let entries = |(address, number, kind): &(Address, u16, u8)| {
-            [
-                (target_key(address, number.to_be_bytes()), *kind),
-                (target_key(address, port::ANY), *kind),
-            ]
+            [(target_key(address, number.to_be_bytes()), *kind), (target_key(address, port::ANY), *kind)]
         };
         self.targets.iter().flat_map(entries).collect()
     }
 
     /// Whether a socket of the guarded namespace with this end is on a protected port.
     pub(super) fn protects(&self, end: SocketAddr) -> bool {
-        protects(
-            self,
-            &address(end.ip().to_canonical()),
-            end.port().to_be_bytes(),
-            true,
-        )
+        protects(self, &address(end.ip().to_canonical()), end.port().to_be_bytes(), true)
     }
 
     /// Whether `peer` is the address of a gate on another host.
@@ -183,39 +141,25 @@ impl Policy {
 
     /// What is protected, for people.
     pub(super) fn protected(&self) -> Vec<String> {
-        let whole = self
-            .ports
-            .iter()
-            .filter(|(_, flags)| *flags & port::WHOLE != 0);
+        let whole = self.ports.iter().filter(|(_, flags)| *flags & port::WHOLE != 0);
         let whole = whole.map(|(port, _)| format!("port {port}"));
-        let single = self
-            .targets
-            .iter()
-            .map(|(address, port, _)| SocketAddr::new(ip(address), *port).to_string());
+        let single = self.targets.iter().map(|(address, port, _)| SocketAddr::new(ip(address), *port).to_string());
         whole.chain(single).collect()
     }
 }
 
 impl Tables for Policy {
     fn port(&self, port: &[u8; 2]) -> u8 {
-        self.ports
-            .get(&u16::from_be_bytes(*port))
-            .copied()
-            .unwrap_or(0)
+        self.ports.get(&u16::from_be_bytes(*port)).copied().unwrap_or(0)
     }
 
     fn local(&self, address: &Address) -> u8 {
         let covering = self.local.iter().filter(|prefix| prefix.covers(address));
-        covering
-            .max_by_key(|prefix| prefix.bits)
-            .map_or(0, |prefix| prefix.kind)
+        covering.max_by_key(|prefix| prefix.bits).map_or(0, |prefix| prefix.kind)
     }
 
     fn target(&self, key: &[u8; Address::LEN + 2]) -> u8 {
-        let found = self
-            .targets
-            .iter()
-            .find(|(address, port, _)| target_key(address, port.to_be_bytes()) == *key);
+        let found = self.targets.iter().find(|(address, port, _)| target_key(address, port.to_be_bytes()) == *key);
         found.map_or(0, |(_, _, kind)| *kind)
     }
 
@@ -234,19 +178,14 @@ pub(super) fn interfaces(names: &[String], host: &Host) -> anyhow::Result<Vec<In
         };
         let found: Vec<Interface> = host.interfaces.iter().filter(outside).cloned().collect();
         if found.is_empty() {
-            bail!(
-                "no interface faces outside (hardware, or with a default route): name one with --interface"
-            );
+            bail!("no interface faces outside (hardware, or with a default route): name one with --interface");
         }
         return Ok(found);
     }
     let mut found: Vec<Interface> = Vec::new();
     for name in names {
         let named: Vec<&Interface> = if name == "all" {
-            host.interfaces
-                .iter()
-                .filter(|interface| interface.ethernet && !interface.loopback)
-                .collect()
+            host.interfaces.iter().filter(|interface| interface.ethernet && !interface.loopback).collect()
         } else {
             vec![named(name, host)?]
         };
@@ -260,25 +199,12 @@ pub(super) fn interfaces(names: &[String], host: &Host) -> anyhow::Result<Vec<In
 }
 
 fn named<'a>(name: &str, host: &'a Host) -> anyhow::Result<&'a Interface> {
-    let Some(interface) = host
-        .interfaces
-        .iter()
-        .find(|interface| interface.name == name)
-    else {
-        let names: Vec<&str> = host
-            .interfaces
-            .iter()
-            .map(|interface| interface.name.as_str())
-            .collect();
-        bail!(
-            "there is no interface {name:?} here: there are {}",
-            names.join(", ")
-        );
+    let Some(interface) = host.interfaces.iter().find(|interface| interface.name == name) else {
+        let names: Vec<&str> = host.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        bail!("there is no interface {name:?} here: there are {}", names.join(", "));
     };
     if interface.loopback {
-        bail!(
-            "{name} is the loopback: the connect ring guards it, XDP cannot tell the gate from others there"
-        );
+        bail!("{name} is the loopback: the connect ring guards it, XDP cannot tell the gate from others there");
     }
     if !interface.ethernet {
         bail!("{name} carries no Ethernet frames: XDP cannot judge what comes in there");
@@ -307,10 +233,7 @@ mod tests {
             },
             ports: BTreeMap::new(),
             targets: Vec::new(),
-            local: vec![
-                prefix("127.0.0.0/8", local::LOOPBACK),
-                prefix("192.0.2.1", local::OWN),
-            ],
+            local: vec![prefix("127.0.0.0/8", local::LOOPBACK), prefix("192.0.2.1", local::OWN)],
             allowed: vec![prefix("::/0", 1), prefix("10.0.0.0/9", 1)],
         }
     }
@@ -329,21 +252,10 @@ mod tests {
         let mut policy = policy();
         policy.flag(5000, port::WHOLE | port::UNSPECIFIED);
         policy.protect("172.17.0.2:6000".parse().unwrap());
-        for end in [
-            "127.0.0.2:5000",
-            "192.0.2.1:5000",
-            "0.0.0.0:5000",
-            "172.17.0.2:6000",
-            "[::ffff:192.0.2.1]:5000",
-        ] {
+        for end in ["127.0.0.2:5000", "192.0.2.1:5000", "0.0.0.0:5000", "172.17.0.2:6000", "[::ffff:192.0.2.1]:5000"] {
             assert!(policy.protects(end.parse().unwrap()), "{end}");
         }
-        for end in [
-            "192.0.2.2:5000",
-            "192.0.2.1:6000",
-            "172.17.0.2:5000",
-            "0.0.0.0:6000",
-        ] {
+        for end in ["192.0.2.2:5000", "192.0.2.1:6000", "172.17.0.2:5000", "0.0.0.0:6000"] {
             assert!(!policy.protects(end.parse().unwrap()), "{end}");
         }
         assert_eq!(policy.protected(), ["port 5000", "172.17.0.2:6000"]);

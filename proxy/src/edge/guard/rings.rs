@@ -33,12 +33,7 @@ enum Undo {
 impl<'a> Change<'a> {
     /// Begins a change from the links in `previous` to the programs in `loaded`.
     pub(super) fn new(pins: &'a Pins, loaded: &'a Loaded, previous: &'a [Pinned]) -> Self {
-        Self {
-            pins,
-            loaded,
-            previous,
-            undo: Vec::new(),
-        }
+        Self { pins, loaded, previous, undo: Vec::new() }
     }
 
     /// Puts the XDP program on an interface.
@@ -49,10 +44,7 @@ impl<'a> Change<'a> {
             XdpMode::Native => &[XDP_NATIVE],
             XdpMode::Generic => &[XDP_GENERIC],
         };
-        let targets: Vec<Target<'_>> = modes
-            .iter()
-            .map(|flags| Target::Interface(interface.index, *flags))
-            .collect();
+        let targets: Vec<Target<'_>> = modes.iter().map(|flags| Target::Interface(interface.index, *flags)).collect();
         self.put(hook, &targets).map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => anyhow!("another XDP program has just been put on {}", interface.name),
             _ if mode == XdpMode::Native => {
@@ -77,17 +69,12 @@ impl<'a> Change<'a> {
 
     /// Swaps the program of an existing link, or makes a link on the first target that takes it.
     fn put(&mut self, hook: Hook, targets: &[Target<'_>]) -> io::Result<()> {
-        let program = self
-            .loaded
-            .program(hook.program())
-            .map_err(io::Error::other)?;
+        let program = self.loaded.program(hook.program()).map_err(io::Error::other)?;
         let existing = self.previous.iter().find(|pinned| pinned.hook == hook);
         if let Some(pinned) = existing {
             if pinned.is_attached() {
                 let old = self.pins.program(hook.program(), pinned.info.program)?;
-                let old = old.ok_or_else(|| {
-                    io::Error::other("its link runs a program that is not the guard's")
-                })?;
+                let old = old.ok_or_else(|| io::Error::other("its link runs a program that is not the guard's"))?;
                 let link = pinned.link.try_clone()?;
                 bpf::link_update(link.as_fd(), program)?;
                 self.undo.push(Undo::Restore { link, program: old });
@@ -121,11 +108,7 @@ impl Drop for Change<'_> {
     }
 }
 
-fn create(
-    program: std::os::fd::BorrowedFd<'_>,
-    targets: &[Target<'_>],
-    hook: Hook,
-) -> io::Result<OwnedFd> {
+fn create(program: std::os::fd::BorrowedFd<'_>, targets: &[Target<'_>], hook: Hook) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::InvalidInput);
     for target in targets {
         match bpf::link_create(program, *target, hook.attach_type()) {
@@ -137,17 +120,12 @@ fn create(
 }
 
 /// Refuses interfaces that somebody else's XDP program guards, or ours in a mode other than the one asked for.
-pub(super) fn require_free(
-    interfaces: &[Interface],
-    previous: &[Pinned],
-    mode: XdpMode,
-) -> anyhow::Result<()> {
+pub(super) fn require_free(interfaces: &[Interface], previous: &[Pinned], mode: XdpMode) -> anyhow::Result<()> {
     for interface in interfaces {
         let Some(xdp) = interface.xdp else { continue };
         let name = &interface.name;
-        let own = previous.iter().any(|link| {
-            link.hook == Hook::Xdp(interface.index) && link.info.program == xdp.program
-        });
+        let own =
+            previous.iter().any(|link| link.hook == Hook::Xdp(interface.index) && link.info.program == xdp.program);
         if !own {
             let program = program_name(xdp.program).unwrap_or_default();
             bail!(
@@ -162,10 +140,7 @@ pub(super) fn require_free(
             XdpMode::Generic => "generic",
         };
         if xdp.mode != wanted {
-            bail!(
-                "{name} is guarded in {} mode, which cannot be changed in place: detach first",
-                xdp.mode
-            );
+            bail!("{name} is guarded in {} mode, which cannot be changed in place: detach first", xdp.mode);
         }
     }
     Ok(())
@@ -173,23 +148,13 @@ pub(super) fn require_free(
 
 fn program_name(id: u32) -> Option<String> {
     let mut programs = aya::programs::loaded_programs().filter_map(Result::ok);
-    programs
-        .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
+    programs.find(|program| program.id() == id).and_then(|program| program.name_as_str().map(str::to_owned))
 }
 
 /// Whether every one of `hooks` runs the programs of `generation`.
-pub(super) fn run_generation(
-    pins: &Pins,
-    generation: u64,
-    links: &[Pinned],
-    hooks: &[Hook],
-) -> anyhow::Result<bool> {
+pub(super) fn run_generation(pins: &Pins, generation: u64, links: &[Pinned], hooks: &[Hook]) -> anyhow::Result<bool> {
     for hook in hooks {
-        let Some(link) = links
-            .iter()
-            .find(|link| link.hook == *hook && link.is_attached())
-        else {
+        let Some(link) = links.iter().find(|link| link.hook == *hook && link.is_attached()) else {
             return Ok(false);
         };
         let program = bpf::open(&pins.generation(generation).join(hook.program()))

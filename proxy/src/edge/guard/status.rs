@@ -59,7 +59,7 @@ impl Report {
         if !pins.dir().exists() {
             return Ok(None);
         }
-        let Some(newest) = pins.generations()?.pop() else {
+        let Some(newest) = pins.newest()? else {
             return Ok(None);
         };
         let policy = loader::policy(pins, newest)?;
@@ -67,18 +67,13 @@ impl Report {
         let counters = loader::counters(pins).context("cannot read the guard's counters")?;
         let here = host.netns == policy.header.netns;
         let rings = rings(pins, &policy, here.then_some(&host))?;
-        Ok(Some(Self {
-            policy,
-            here,
-            rings,
-            counters,
-        }))
+        Ok(Some(Self { policy, here, rings, counters }))
     }
 
     fn state(&self) -> &'static str {
         let interfaces = self.rings.iter().filter(|ring| ring.ring == "xdp").count();
-        let whole = interfaces == usize::from(self.policy.header.interfaces)
-            && self.rings.iter().all(|ring| ring.holds);
+        let whole =
+            interfaces == usize::from(self.policy.header.interfaces) && self.rings.iter().all(|ring| ring.holds);
         match (whole, self.policy.header.mode) {
             (false, _) => "broken",
             (true, Mode::Audit) => "auditing",
@@ -87,11 +82,7 @@ impl Report {
     }
 
     fn allowed(&self) -> Vec<String> {
-        self.policy
-            .allowed
-            .iter()
-            .map(|prefix| prefix.to_text())
-            .collect()
+        self.policy.allowed.iter().map(|prefix| prefix.to_text()).collect()
     }
 
     fn json(&self, pins: &Pins) -> Value {
@@ -122,16 +113,8 @@ impl Report {
 
     fn table(&self, pins: &Pins, out: &mut impl Write) -> io::Result<()> {
         let allowed = self.allowed();
-        let allowed = if allowed.is_empty() {
-            "nobody from outside".to_owned()
-        } else {
-            allowed.join(", ")
-        };
-        let elsewhere = if self.here {
-            ""
-        } else {
-            " of another network namespace"
-        };
+        let allowed = if allowed.is_empty() { "nobody from outside".to_owned() } else { allowed.join(", ") };
+        let elsewhere = if self.here { "" } else { " of another network namespace" };
         writeln!(
             out,
             "{:<10} {} (policy {}, {})",
@@ -140,39 +123,17 @@ impl Report {
             self.policy.header.generation,
             pins.dir().display()
         )?;
-        writeln!(
-            out,
-            "{:<10} {}{elsewhere}",
-            "protected",
-            self.policy.protected().join(", ")
-        )?;
+        writeln!(out, "{:<10} {}{elsewhere}", "protected", self.policy.protected().join(", "))?;
         writeln!(out, "{:<10} {allowed}", "allowed")?;
         writeln!(out, "\n{:<8} {:<20} {:<8} holds", "ring", "place", "mode")?;
         for ring in &self.rings {
             let holds = if ring.holds { "yes" } else { "NO" };
-            writeln!(
-                out,
-                "{:<8} {:<20} {:<8} {holds}",
-                ring.ring, ring.place, ring.mode
-            )?;
+            writeln!(out, "{:<8} {:<20} {:<8} {holds}", ring.ring, ring.place, ring.mode)?;
         }
-        writeln!(
-            out,
-            "\n{:<8} {:<20} {:<8} {:>12}",
-            "ring", "reason", "verdict", "count"
-        )?;
+        writeln!(out, "\n{:<8} {:<20} {:<8} {:>12}", "ring", "reason", "verdict", "count")?;
         for (counter, count) in &self.counters {
-            let verdict = if counter.passes() {
-                "passed"
-            } else {
-                "refused"
-            };
-            writeln!(
-                out,
-                "{:<8} {:<20} {verdict:<8} {count:>12}",
-                counter.ring(),
-                counter.name()
-            )?;
+            let verdict = if counter.passes() { "passed" } else { "refused" };
+            writeln!(out, "{:<8} {:<20} {verdict:<8} {count:>12}", counter.ring(), counter.name())?;
         }
         Ok(())
     }
@@ -187,34 +148,17 @@ fn rings(pins: &Pins, policy: &Policy, host: Option<&Host>) -> anyhow::Result<Ve
         let Hook::Xdp(index) = link.hook else {
             continue;
         };
-        let interface = host.and_then(|host| {
-            host.interfaces
-                .iter()
-                .find(|interface| interface.index == index)
-        });
+        let interface = host.and_then(|host| host.interfaces.iter().find(|interface| interface.index == index));
         rings.push(Ring {
             ring: "xdp",
-            place: interface.map_or_else(
-                || format!("interface {index}"),
-                |interface| interface.name.clone(),
-            ),
-            mode: interface
-                .and_then(|interface| interface.xdp)
-                .map_or("-", |xdp| xdp.mode),
+            place: interface.map_or_else(|| format!("interface {index}"), |interface| interface.name.clone()),
+            mode: interface.and_then(|interface| interface.xdp).map_or("-", |xdp| xdp.mode),
             holds: holds(link.hook)?,
         });
     }
     if policy.header.connect_ring {
-        for (hook, place) in [
-            (Hook::Connect4, "IPv4 sockets"),
-            (Hook::Connect6, "IPv6 sockets"),
-        ] {
-            rings.push(Ring {
-                ring: "connect",
-                place: place.to_owned(),
-                mode: "-",
-                holds: holds(hook)?,
-            });
+        for (hook, place) in [(Hook::Connect4, "IPv4 sockets"), (Hook::Connect6, "IPv6 sockets")] {
+            rings.push(Ring { ring: "connect", place: place.to_owned(), mode: "-", holds: holds(hook)? });
         }
     }
     Ok(rings)

@@ -77,30 +77,20 @@ impl Voucher {
         let pins = Pins::at(dir);
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => VoucherError::NoGuard(dir.to_path_buf()),
-            _ => VoucherError::Unreadable {
-                dir: dir.to_path_buf(),
-                source,
-            },
+            _ => VoucherError::Unreadable { dir: dir.to_path_buf(), source },
         };
-        let newest = pins.generations().map_err(failed)?.pop();
+        let newest = pins.newest().map_err(failed)?;
         let newest = newest.ok_or_else(|| VoucherError::NoGuard(dir.to_path_buf()))?;
         let header = loader::header(&pins, newest).map_err(failed)?;
         if header.abi != ABI_VERSION {
-            return Err(VoucherError::Abi {
-                dir: dir.to_path_buf(),
-                found: header.abi,
-            });
+            return Err(VoucherError::Abi { dir: dir.to_path_buf(), found: header.abi });
         }
         let vouched = bpf::open(&pins.vouched()).map_err(failed)?;
         let shape = bpf::map_shape(vouched.as_fd()).map_err(failed)?;
         if shape != (SOCKET_STORAGE, 4, 4) {
-            return Err(failed(io::Error::other(
-                "its map of vouched sockets is none",
-            )));
+            return Err(failed(io::Error::other("its map of vouched sockets is none")));
         }
-        Ok(Self {
-            vouched: Arc::new(vouched),
-        })
+        Ok(Self { vouched: Arc::new(vouched) })
     }
 
     /// Vouches for a socket of the gate; to be called before its connect(2).

@@ -66,19 +66,8 @@ pub(crate) enum Place {
 /// `attr` must be laid out as `command` wants it, and every pointer in it must be valid for what the command does.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the size is that of the attribute; its contents are the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attr),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
@@ -101,21 +90,12 @@ struct LinkCreate {
 }
 
 /// Attaches a program; the attachment lasts as long as the link, or a pin of it.
-pub(crate) fn link_create(
-    program: BorrowedFd<'_>,
-    target: Target<'_>,
-    at: AttachType,
-) -> io::Result<OwnedFd> {
+pub(crate) fn link_create(program: BorrowedFd<'_>, target: Target<'_>, at: AttachType) -> io::Result<OwnedFd> {
     let (target, flags) = match target {
         Target::Interface(index, flags) => (index, flags),
         Target::Cgroup(dir) => (raw(dir), 0),
     };
-    let mut attr = LinkCreate {
-        program: raw(program),
-        target,
-        attach_type: at as u32,
-        flags,
-    };
+    let mut attr = LinkCreate { program: raw(program), target, attach_type: at as u32, flags };
     // SAFETY: the attribute is that of BPF_LINK_CREATE and has no pointers.
     owned(unsafe { bpf(LINK_CREATE, &mut attr) }?)
 }
@@ -130,12 +110,7 @@ struct LinkUpdate {
 
 /// Swaps the program of a link; no packet passes between the old one and the new one.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdate {
-        link: raw(link),
-        program: raw(program),
-        flags: 0,
-        old_program: 0,
-    };
+    let mut attr = LinkUpdate { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     // SAFETY: the attribute is that of BPF_LINK_UPDATE and has no pointers.
     unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
 }
@@ -157,11 +132,7 @@ struct Object {
 /// Pins a map, program or link.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = Object {
-        path: path.as_ptr() as u64,
-        fd: raw(object),
-        flags: 0,
-    };
+    let mut attr = Object { path: path.as_ptr() as u64, fd: raw(object), flags: 0 };
     // SAFETY: the attribute is that of BPF_OBJ_PIN; the path is a C string that outlives the call.
     unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
@@ -169,11 +140,7 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// Opens what is pinned at `path`.
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = Object {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
+    let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     // SAFETY: the attribute is that of BPF_OBJ_GET; the path is a C string that outlives the call.
     owned(unsafe { bpf(OBJ_GET, &mut attr) }?)
 }
@@ -188,11 +155,7 @@ struct Info {
 fn info<const WORDS: usize>(object: BorrowedFd<'_>) -> io::Result<[u32; WORDS]> {
     let mut words = [0u32; WORDS];
     let len = u32::try_from(size_of_val(&words)).map_err(io::Error::other)?;
-    let mut attr = Info {
-        fd: raw(object),
-        len,
-        info: words.as_mut_ptr() as u64,
-    };
+    let mut attr = Info { fd: raw(object), len, info: words.as_mut_ptr() as u64 };
     // SAFETY: the attribute is that of BPF_OBJ_GET_INFO_BY_FD; the kernel writes at most `len` bytes to `words`,
     // which are that long, start as zeros and outlive the call.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
@@ -239,11 +202,7 @@ struct MapUpdate {
 ///
 /// # Errors
 /// When `map` is of another shape, or the kernel refuses.
-pub(crate) fn store_for_socket(
-    map: BorrowedFd<'_>,
-    socket: BorrowedFd<'_>,
-    value: u32,
-) -> io::Result<()> {
+pub(crate) fn store_for_socket(map: BorrowedFd<'_>, socket: BorrowedFd<'_>, value: u32) -> io::Result<()> {
     let key = socket.as_raw_fd();
     let mut attr = MapUpdate {
         map: raw(map),
@@ -272,9 +231,5 @@ pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
             &mut len,
         )
     };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
