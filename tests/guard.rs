@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use portcullis::edge::guard::vouch::Voucher;
+use portcullis_ebpf::Header;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketType, connect, ipproto, sendto, socket};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -262,6 +264,27 @@ fn a_ring_that_is_taken_away_shows_in_the_status() {
     assert_eq!(world.status()["state"], "broken");
     world.enforce("");
     assert_eq!(world.guard("status").status.code(), Some(0));
+}
+
+#[test]
+fn a_guard_of_another_version_is_refused_but_can_be_detached() {
+    let Some(world) = World::new("a_guard_of_another_version_is_refused_but_can_be_detached") else {
+        return;
+    };
+    world.enforce("");
+    let pinned = MapData::from_pin(world.pin.join("generation_1/policy")).unwrap();
+    let mut policy = Array::<_, [u8; Header::LEN]>::try_from(Map::from_map_data(pinned).unwrap()).unwrap();
+    let mut header = Header::from_bytes(&policy.get(&0, 0).unwrap());
+    header.abi += 1;
+    policy.set(0, header.to_bytes(), 0).unwrap();
+
+    let speaks = format!("speaks ABI {}", header.abi);
+    world.refused("status", &speaks);
+    world.refused(&format!("enforce --port {} --interface in0", world.port), &speaks);
+    let error = Voucher::open(Some(&world.pin)).unwrap_err().to_string();
+    assert!(error.contains(&speaks), "{error}");
+    assert!(world.guard("detach").status.success());
+    assert!(!world.pin.exists());
 }
 
 #[test]

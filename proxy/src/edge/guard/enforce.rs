@@ -144,6 +144,12 @@ fn report(enforced: &Enforced, interfaces: &[Interface], no_local: bool) -> anyh
         "  allowed  {}",
         if allowed.is_empty() { "nobody from outside".to_owned() } else { allowed.join(", ") }
     )?;
+    for port in policy.ports.keys().filter(|port| host::is_ephemeral(**port)) {
+        eprintln!(
+            "portcullis: warning: port {port} may also be given to outgoing connections, which would then fail: \
+             add it to net.ipv4.ip_local_reserved_ports"
+        );
+    }
     match cut {
         Ok(count) => writeln!(out, "  cut      {count} connections that were open")?,
         Err(error) => eprintln!(

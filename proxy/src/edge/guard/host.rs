@@ -144,7 +144,8 @@ fn route(payload: &[u8], found: &mut Vec<Prefix>, defaults: &mut HashSet<u32>) {
         return;
     };
     let [family, bits, _, _, table, _, _, kind] = *header;
-    if table == TABLE_LOCAL && kind == LOCAL {
+    // VRFs keep their addresses in tables of their own; a whole-world local route there is a transparent proxy's.
+    if kind == LOCAL && (table == TABLE_LOCAL || bits > 0) {
         let destination = attributes(rest).find(|(attribute, _)| *attribute == DESTINATION).map(|(_, value)| value);
         if let Some(address) = destination.and_then(|octets| ip(family, octets)) {
             let prefix = Prefix::new(address, bits, if address.is_loopback() { local::LOOPBACK } else { local::OWN });
@@ -277,6 +278,21 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
+/// Whether the kernel may give this port to an outgoing connection, whose answers the guard would then drop.
+pub(super) fn is_ephemeral(port: u16) -> bool {
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    within(&read("ip_local_port_range"), port) && !within(&read("ip_local_reserved_ports"), port)
+}
+
+/// Whether a list of ports and ranges, as the kernel prints them, has this port.
+fn within(list: &str, port: u16) -> bool {
+    list.trim().split(',').any(|range| {
+        let mut ends = range.split(['-', '\t', ' ']).filter_map(|end| end.parse::<u16>().ok());
+        let Some(first) = ends.next() else { return false };
+        (first..=ends.next().unwrap_or(first)).contains(&port)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +305,14 @@ mod tests {
         assert_eq!(cgroup2_mount(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(cgroup2_mount("41 31 0:38 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw"), None);
         assert_eq!(cgroup2_mount(""), None);
+    }
+
+    #[test]
+    fn reads_ports_and_ranges_as_the_kernel_prints_them() {
+        assert!(within("32768\t60999\n", 40_000));
+        assert!(!within("32768\t60999\n", 5000));
+        assert!(within("80,5000-5001,9000\n", 5001));
+        assert!(!within("\n", 5000));
     }
 
     #[test]
