@@ -1,1 +1,3 @@
 //! What `cargo xtask` and the integration tests share: real peers, started and stopped, and images to move.
+
+pub mod build_ebpf;
