@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,6 +18,9 @@ use super::ui::Step;
 
 const TAIL_LINES: usize = 30;
 
+/// A line, and whether it came from standard output.
+type Line = (bool, Vec<u8>);
+
 /// A command to run.
 #[derive(Debug)]
 pub struct Cmd {
@@ -25,6 +28,7 @@ pub struct Cmd {
     input: Vec<u8>,
     log: Option<PathBuf>,
     uninterruptible: bool,
+    one_pipe: bool,
     secret: Vec<String>,
 }
 
@@ -79,6 +83,7 @@ impl Cmd {
             input: Vec::new(),
             log: None,
             uninterruptible: false,
+            one_pipe: false,
             secret: Vec::new(),
         }
     }
@@ -145,6 +150,13 @@ impl Cmd {
     #[must_use]
     pub fn uninterruptible(mut self) -> Self {
         self.uninterruptible = true;
+        self
+    }
+
+    /// Both outputs through one pipe, so that their lines stay in order; all of it counts as standard output.
+    #[must_use]
+    pub fn one_pipe(mut self) -> Self {
+        self.one_pipe = true;
         self
     }
 
@@ -219,19 +231,9 @@ impl Cmd {
             Some(path) => Some(begin_log(path, &shown)?),
             None => None,
         };
-        let mut child = self
-            .command
-            .stdin(if self.input.is_empty() {
-                Stdio::null()
-            } else {
-                Stdio::piped()
-            })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
+        let (mut child, lines) = self
             .spawn()
             .with_context(|| format!("cannot start `{shown}`"))?;
-        let lines = follow(&mut child, std::mem::take(&mut self.input));
         let mut output = Output {
             status: ExitStatus::default(),
             stdout: vec![],
@@ -273,6 +275,46 @@ impl Cmd {
     }
 }
 
+impl Cmd {
+    fn spawn(&mut self) -> io::Result<(Child, Receiver<Line>)> {
+        let input = std::mem::take(&mut self.input);
+        let stdin = if input.is_empty() {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        };
+        let (out, out_end) = io::pipe()?;
+        let (err, err_end) = if self.one_pipe {
+            (None, out_end.try_clone()?)
+        } else {
+            separate(io::pipe()?)
+        };
+        let mut child = self
+            .command
+            .stdin(stdin)
+            .stdout(out_end)
+            .stderr(err_end)
+            .process_group(0)
+            .spawn()?;
+        // The command holds our copies of the writing ends; while they are open no reader sees an end.
+        self.command.stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that ends before it has read everything is no failure of ours.
+            thread::spawn(move || drop(stdin.write_all(&input)));
+        }
+        let (sender, receiver) = channel();
+        read_lines(true, out, sender.clone());
+        if let Some(err) = err {
+            read_lines(false, err, sender);
+        }
+        Ok((child, receiver))
+    }
+}
+
+fn separate((read, write): (PipeReader, PipeWriter)) -> (Option<PipeReader>, PipeWriter) {
+    (Some(read), write)
+}
+
 fn begin_log(path: &Path, shown: &str) -> anyhow::Result<File> {
     let opened = OpenOptions::new()
         .create(true)
@@ -284,22 +326,7 @@ fn begin_log(path: &Path, shown: &str) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn follow(child: &mut Child, input: Vec<u8>) -> Receiver<(bool, Vec<u8>)> {
-    let (sender, receiver) = channel();
-    if let Some(mut stdin) = child.stdin.take() {
-        // A command that ends before it has read everything is no failure of ours.
-        thread::spawn(move || drop(stdin.write_all(&input)));
-    }
-    if let Some(stdout) = child.stdout.take() {
-        read_lines(true, stdout, sender.clone());
-    }
-    if let Some(stderr) = child.stderr.take() {
-        read_lines(false, stderr, sender);
-    }
-    receiver
-}
-
-fn read_lines(is_stdout: bool, from: impl Read + Send + 'static, to: Sender<(bool, Vec<u8>)>) {
+fn read_lines(is_stdout: bool, from: impl Read + Send + 'static, to: Sender<Line>) {
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();

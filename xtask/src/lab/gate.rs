@@ -103,6 +103,11 @@ impl Gate {
         self.service.usage()
     }
 
+    /// Whether it has not ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        self.service.exited().is_none()
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

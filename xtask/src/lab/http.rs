@@ -97,6 +97,27 @@ impl Connection {
         Ok(response)
     }
 
+    /// Reads a response's status and Content-Length, and how much of the body came along with them; the rest of it
+    /// is to be read from the socket. For large bodies that nobody wants to keep.
+    ///
+    /// # Errors
+    /// When there is no response or it has no Content-Length.
+    pub fn receive_head(&mut self) -> anyhow::Result<(u16, u64, u64)> {
+        let line = self.line()?;
+        let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.with_context(|| format!("no status line: {line:?}"))?;
+        let response = Response {
+            status,
+            fields: read_fields(&mut self.stream)?,
+            body: Vec::new(),
+        };
+        let length = response
+            .field("content-length")
+            .context("no Content-Length")?;
+        let length = length.parse().context("Content-Length is no number")?;
+        Ok((status, length, self.stream.buffer().len() as u64))
+    }
+
     /// Sends a request and reads its response.
     ///
     /// # Errors

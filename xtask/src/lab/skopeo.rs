@@ -100,10 +100,7 @@ mod tests {
     #[test]
     fn an_image_comes_back_from_the_real_registry_byte_for_byte() {
         if which("docker-registry").is_none() || which("skopeo").is_none() {
-            return crate::lab::skips::skip(
-                "skopeo::tests",
-                "docker-registry or skopeo is not installed",
-            );
+            return crate::lab::skips::skip("docker-registry or skopeo is not installed");
         }
         let registry = Registry::start().unwrap();
         let (there, back) = (scratch("image").unwrap(), scratch("image").unwrap());
