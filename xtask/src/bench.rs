@@ -57,13 +57,7 @@ pub enum Behind {
     Stub,
 }
 
-const NEEDS: [Need; 5] = [
-    packages::REGISTRY,
-    packages::SKOPEO,
-    packages::NGINX,
-    packages::SETPRIV,
-    packages::IP,
-];
+const NEEDS: [Need; 5] = [packages::REGISTRY, packages::SKOPEO, packages::NGINX, packages::SETPRIV, packages::IP];
 
 /// Runs a bench.
 ///
@@ -76,8 +70,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     packages::ensure(&NEEDS)?;
     let program = match &args.portcullis {
-        Some(program) => fs::canonicalize(program)
-            .with_context(|| format!("--portcullis: cannot find {}", program.display()))?,
+        Some(program) => {
+            fs::canonicalize(program).with_context(|| format!("--portcullis: cannot find {}", program.display()))?
+        }
         None => build()?,
     };
     let exe = std::env::current_exe().context("cannot tell which program this is")?;
@@ -85,26 +80,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    command
-        .args(["--net", "--"])
-        .arg(exe)
-        .args(["bench", "--inside", "--portcullis"])
-        .arg(program);
-    command.args([
-        "--rounds",
-        &args.rounds.to_string(),
-        "--size",
-        &args.size.to_string(),
-    ]);
+    command.args(["--net", "--"]).arg(exe).args(["bench", "--inside", "--portcullis"]).arg(program);
+    command.args(["--rounds", &args.rounds.to_string(), "--size", &args.size.to_string()]);
     command.args(["--streams", &args.streams.to_string()]);
-    command.args([
-        "--behind",
-        if args.behind == Behind::Stub {
-            "stub"
-        } else {
-            "registry"
-        },
-    ]);
+    command.args(["--behind", if args.behind == Behind::Stub { "stub" } else { "registry" }]);
     // Ctrl-C on a terminal reaches it as well: it is in our process group, and ends cleanly by itself.
     let status = command.status().context("cannot start unshare")?;
     if !status.success() {
@@ -114,10 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn measure(args: &Args) -> anyhow::Result<()> {
-    let program = args
-        .portcullis
-        .as_deref()
-        .context("--inside goes with --portcullis")?;
+    let program = args.portcullis.as_deref().context("--inside goes with --portcullis")?;
     match args.name {
         Name::Blobs => blobs::run(args, program),
     }
@@ -125,8 +101,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
 
 fn build() -> anyhow::Result<PathBuf> {
     let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis"]);
-    cmd.log(workspace::log("bench-build")?)
-        .step("cargo build --release")?;
+    cmd.log(workspace::log("bench-build")?).step("cargo build --release")?;
     Ok(workspace::target().join("release/portcullis"))
 }
 
@@ -136,9 +111,7 @@ fn prepare_namespace() -> anyhow::Result<()> {
     Cmd::new(ip).args(["link", "set", "lo", "up"]).run()?;
     let file = "/proc/sys/net/ipv4/tcp_congestion_control";
     if let Err(error) = fs::write(file, "reno") {
-        say(format!(
-            "cannot choose reno in {file}: {error}; the results say what was used"
-        ));
+        say(format!("cannot choose reno in {file}: {error}; the results say what was used"));
     }
     Ok(())
 }

@@ -33,13 +33,7 @@ pub struct Args {
     pub portcullis: Option<PathBuf>,
 }
 
-const NEEDS: [Need; 5] = [
-    packages::REGISTRY,
-    packages::SKOPEO,
-    packages::OPENSSL,
-    packages::CURL,
-    packages::SETPRIV,
-];
+const NEEDS: [Need; 5] = [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV];
 const LAYERS: [u64; 6] = [1, 70_000, 1 << 20, 4 << 20, 16 << 20, 40 << 20];
 const USER: &str = "alice";
 const REPOSITORY: &str = "demo/app:1";
@@ -52,8 +46,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     announce(args)?;
     packages::ensure(&NEEDS)?;
     let program = match &args.portcullis {
-        Some(program) => fs::canonicalize(program)
-            .with_context(|| format!("--portcullis: cannot find {}", program.display()))?,
+        Some(program) => {
+            fs::canonicalize(program).with_context(|| format!("--portcullis: cannot find {}", program.display()))?
+        }
         None => build(args)?,
     };
     let mut stage = Stage::set(&program, args)?;
@@ -62,15 +57,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = lines.iter().map(Line::cells).collect();
     say("");
     say(table(&["", "request", "expected", "got"], &rows));
-    let wrong = lines
-        .iter()
-        .filter(|line| line.verdict == Verdict::Wrong)
-        .count();
-    ensure!(
-        wrong == 0,
-        "{wrong} of {} lines are not as they should be",
-        lines.len()
-    );
+    let wrong = lines.iter().filter(|line| line.verdict == Verdict::Wrong).count();
+    ensure!(wrong == 0, "{wrong} of {} lines are not as they should be", lines.len());
     stage.explain();
     if args.once {
         say("That was --once: everything is stopped and removed now.");
@@ -83,9 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn announce(args: &Args) -> anyhow::Result<()> {
-    say(
-        "Portcullis demo: a real docker-registry on loopback, behind a login, TLS and a closed port.",
-    );
+    say("Portcullis demo: a real docker-registry on loopback, behind a login, TLS and a closed port.");
     if args.no_guard {
         say("Without the guard (--no-guard): the registry's own port stays open to this host.");
     } else if !is_root() {
@@ -99,7 +85,7 @@ fn announce(args: &Args) -> anyhow::Result<()> {
 
 fn build(args: &Args) -> anyhow::Result<PathBuf> {
     if !args.no_guard {
-        build_ebpf::run(&build_ebpf::Args::default())?;
+        build_ebpf::run(&build_ebpf::Args { install: true, ..Default::default() })?;
     }
     workspace::cargo()
         .args(["build", "--release", "--locked", "-p", "portcullis"])
@@ -138,17 +124,11 @@ impl Stage {
         step.done(USER);
 
         let port = registry.addr().port();
-        let guard = if args.no_guard {
-            None
-        } else {
-            Some(Guard::enforce(program, port)?)
-        };
+        let guard = if args.no_guard { None } else { Some(Guard::enforce(program, port)?) };
 
         let step = Step::begin("the gate, on TLS");
-        let mut serve = Serve::new(program)?
-            .tls(&identity)
-            .flag("--backend", registry.url())
-            .flag("--htpasswd", &htpasswd);
+        let mut serve =
+            Serve::new(program)?.tls(&identity).flag("--backend", registry.url()).flag("--htpasswd", &htpasswd);
         if let Some(guard) = &guard {
             serve = serve.flag("--pin", &guard.pin);
         }
@@ -156,22 +136,11 @@ impl Stage {
         step.done(&format!("https://{}", gate.addr()));
         let creds = format!("{USER}:{password}");
         let skopeo = Skopeo::new()?;
-        Ok(Self {
-            gate,
-            registry,
-            _guard: guard,
-            skopeo,
-            creds,
-            authority,
-            dir,
-        })
+        Ok(Self { gate, registry, _guard: guard, skopeo, creds, authority, dir })
     }
 
     fn round_trip(&self) -> anyhow::Result<()> {
-        let (there, back) = (
-            self.dir.path().join("image"),
-            self.dir.path().join("image-back"),
-        );
+        let (there, back) = (self.dir.path().join("image"), self.dir.path().join("image-back"));
         let written = image::write(&there, &LAYERS, random())?;
         let megabytes = written.bytes as f64 / 1e6;
         let name = format!("{}/{REPOSITORY}", self.gate.addr());
@@ -179,36 +148,20 @@ impl Stage {
         let trust = Trust::CertDir(&trust);
 
         let step = Step::begin(format!("push {} layers through the gate", LAYERS.len()));
-        self.during(|| {
-            self.skopeo
-                .push(&there, &name, Some(&self.creds), trust)?
-                .ok()
-        })?;
+        self.during(|| self.skopeo.push(&there, &name, Some(&self.creds), trust)?.ok())?;
         step.done(&format!("{megabytes:.1} MB"));
         let step = Step::begin("pull them back");
-        self.during(|| {
-            self.skopeo
-                .pull(&name, &back, Some(&self.creds), trust)?
-                .ok()
-        })?;
+        self.during(|| self.skopeo.pull(&name, &back, Some(&self.creds), trust)?.ok())?;
         step.done(&format!("{megabytes:.1} MB"));
         let step = Step::begin("compare blob for blob");
         let same = image::compare(&there, &back)?;
-        step.done(&format!(
-            "{} blobs, {} bytes, identical",
-            same.blobs, same.bytes
-        ));
+        step.done(&format!("{} blobs, {} bytes, identical", same.blobs, same.bytes));
         Ok(())
     }
 
     /// A client's failure is often explained by what the gate wrote.
     fn during<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        work().with_context(|| {
-            format!(
-                "the gate wrote:\n{}",
-                crate::lab::cmd::tail(&self.gate.log())
-            )
-        })
+        work().with_context(|| format!("the gate wrote:\n{}", crate::lab::cmd::tail(&self.gate.log())))
     }
 
     fn prove(&self, args: &Args) -> anyhow::Result<Vec<Line>> {
@@ -217,24 +170,9 @@ impl Stage {
         let through = || Curl::get(&front).ca(&self.authority.cert);
         let wrong = format!("{USER}:not-the-password");
         let mut lines = vec![
-            Line::status(
-                "GET /v2/ through the gate, no password",
-                401,
-                &through().send()?,
-                true,
-            ),
-            Line::status(
-                "… wrong password",
-                401,
-                &through().user(&wrong).send()?,
-                true,
-            ),
-            Line::status(
-                "… right password",
-                200,
-                &through().user(&self.creds).send()?,
-                false,
-            ),
+            Line::status("GET /v2/ through the gate, no password", 401, &through().send()?, true),
+            Line::status("… wrong password", 401, &through().user(&wrong).send()?, true),
+            Line::status("… right password", 200, &through().user(&self.creds).send()?, false),
         ];
         let nobody = "straight to the registry's port, as nobody";
         let root = "straight to the registry's port, as root";
@@ -246,32 +184,18 @@ impl Stage {
         lines.push(Line::refused(nobody, &quick().send_by(as_nobody("curl"))?));
         lines.push(Line::refused(root, &quick().send()?));
         let again = through().user(&self.creds).send()?;
-        lines.push(Line::status(
-            "… and the gate still reaches it",
-            200,
-            &again,
-            false,
-        ));
+        lines.push(Line::status("… and the gate still reaches it", 200, &again, false));
         Ok(lines)
     }
 
     fn explain(&self) {
         let addr = self.gate.addr();
-        let password = self
-            .creds
-            .split_once(':')
-            .map_or("", |(_, password)| password);
+        let password = self.creds.split_once(':').map_or("", |(_, password)| password);
         let ca = self.authority.cert.display();
-        say("Try it:");
-        say(format!(
-            "  install -D -m 644 {ca} /etc/docker/certs.d/{addr}/ca.crt"
-        ));
-        say(format!(
-            "  echo {password} | docker login --username {USER} --password-stdin {addr}"
-        ));
-        say(format!(
-            "  curl --cacert {ca} --user {USER}:{password} https://{addr}/v2/_catalog"
-        ));
+        say("Try it while the demo runs:");
+        say(format!("  install -D -m 644 {ca} /etc/docker/certs.d/{addr}/ca.crt"));
+        say(format!("  echo {password} | docker login --username {USER} --password-stdin {addr}"));
+        say(format!("  curl --cacert {ca} --user {USER}:{password} https://{addr}/v2/_catalog"));
         say("");
     }
 
@@ -281,10 +205,7 @@ impl Stage {
             interrupt::sleep(Duration::from_millis(500));
             if !self.gate.is_running() {
                 let after = begun.elapsed().as_secs();
-                bail!(
-                    "the gate ended by itself after {after} s:\n{}",
-                    self.gate.log()
-                );
+                bail!("the gate ended by itself after {after} s:\n{}", self.gate.log());
             }
         }
         Ok(())
@@ -300,20 +221,12 @@ struct Guard {
 impl Guard {
     fn enforce(program: &Path, port: u16) -> anyhow::Result<Self> {
         let step = Step::begin(format!("the guard, closing port {port}"));
-        let pin = PathBuf::from(format!(
-            "/sys/fs/bpf/portcullis-demo-{}",
-            std::process::id()
-        ));
+        let pin = PathBuf::from(format!("/sys/fs/bpf/portcullis-demo-{}", std::process::id()));
         // Before the command: what it pinned before it failed has to go as well.
-        let guard = Self {
-            program: program.to_owned(),
-            pin,
-        };
+        let guard = Self { program: program.to_owned(), pin };
         let mut cmd = Cmd::new(program).args(["guard", "enforce", "--port", &port.to_string()]);
         cmd = cmd.arg("--pin").arg(&guard.pin).uninterruptible();
-        cmd.run().context(
-            "the guard cannot be switched on here; `cargo xtask demo --no-guard` shows the rest",
-        )?;
+        cmd.run().context("the guard cannot be switched on here; `cargo xtask demo --no-guard` shows the rest")?;
         step.done(&guard.pin.display().to_string());
         Ok(guard)
     }
@@ -324,9 +237,7 @@ impl Drop for Guard {
         if !self.pin.exists() {
             return;
         }
-        let cmd = Cmd::new(&self.program)
-            .args(["guard", "detach", "--pin"])
-            .arg(&self.pin);
+        let cmd = Cmd::new(&self.program).args(["guard", "detach", "--pin"]).arg(&self.pin);
         if let Err(error) = cmd.uninterruptible().run() {
             say(format!("could not remove the guard's pins: {error:#}"));
         }
@@ -351,17 +262,8 @@ struct Line {
 
 impl Line {
     fn new(what: &'static str, expected: &str, got: String, right: bool) -> Self {
-        let verdict = if right {
-            Verdict::Right
-        } else {
-            Verdict::Wrong
-        };
-        Self {
-            what,
-            expected: expected.into(),
-            got,
-            verdict,
-        }
+        let verdict = if right { Verdict::Right } else { Verdict::Wrong };
+        Self { what, expected: expected.into(), got, verdict }
     }
 
     fn status(what: &'static str, status: u16, answer: &Answer, challenged: bool) -> Self {
@@ -399,12 +301,7 @@ impl Line {
             Verdict::Wrong => "✗",
             Verdict::Skipped => "-",
         };
-        vec![
-            mark.into(),
-            self.what.into(),
-            self.expected.clone(),
-            self.got.clone(),
-        ]
+        vec![mark.into(), self.what.into(), self.expected.clone(), self.got.clone()]
     }
 }
 
@@ -413,34 +310,21 @@ mod tests {
     use super::*;
 
     fn answer(head: &str, status: u16) -> Answer {
-        Answer::Response {
-            status,
-            head: head.into(),
-            body: String::new(),
-        }
+        Answer::Response { status, head: head.into(), body: String::new() }
     }
 
     #[test]
     fn a_401_without_a_challenge_is_wrong() {
-        let with = answer(
-            "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"",
-            401,
-        );
+        let with = answer("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"", 401);
         let without = answer("HTTP/1.1 401 Unauthorized", 401);
         assert_eq!(Line::status("x", 401, &with, true).verdict, Verdict::Right);
-        assert_eq!(
-            Line::status("x", 401, &without, true).verdict,
-            Verdict::Wrong
-        );
+        assert_eq!(Line::status("x", 401, &without, true).verdict, Verdict::Wrong);
         assert_eq!(Line::status("x", 200, &with, false).verdict, Verdict::Wrong);
     }
 
     #[test]
     fn an_open_port_is_wrong() {
-        assert_eq!(
-            Line::refused("x", &answer("HTTP/1.1 200 OK", 200)).verdict,
-            Verdict::Wrong
-        );
+        assert_eq!(Line::refused("x", &answer("HTTP/1.1 200 OK", 200)).verdict, Verdict::Wrong);
         assert_eq!(Line::refused("x", &Answer::Refused).verdict, Verdict::Right);
     }
 }

@@ -24,14 +24,8 @@ pub struct Args {
     pub filter: Option<String>,
 }
 
-const NEEDS: [Need; 6] = [
-    packages::REGISTRY,
-    packages::SKOPEO,
-    packages::OPENSSL,
-    packages::CURL,
-    packages::SETPRIV,
-    packages::IP,
-];
+const NEEDS: [Need; 6] =
+    [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
 
 /// What became of one line of the table.
 #[derive(Debug)]
@@ -68,21 +62,11 @@ enum Outcome {
 }
 
 impl Summary {
-    fn check(
-        &mut self,
-        name: &str,
-        check: impl FnOnce() -> anyhow::Result<Outcome>,
-    ) -> anyhow::Result<()> {
+    fn check(&mut self, name: &str, check: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<()> {
         let begun = Instant::now();
         let outcome = check();
         interrupt::check()?;
-        let mut row = Row {
-            name: name.into(),
-            passed: 0,
-            failed: 0,
-            skipped: 0,
-            seconds: 0.0,
-        };
+        let mut row = Row { name: name.into(), passed: 0, failed: 0, skipped: 0, seconds: 0.0 };
         match outcome {
             Ok(Outcome::Passed) => row.passed = 1,
             Ok(Outcome::Skipped(reason)) => {
@@ -108,20 +92,11 @@ impl Summary {
         let cells = |row: &Row| {
             let numbers = [row.passed, row.failed, row.skipped].map(|number| number.to_string());
             let [passed, failed, skipped] = numbers;
-            vec![
-                row.name.clone(),
-                passed,
-                failed,
-                skipped,
-                format!("{:.1}", row.seconds),
-            ]
+            vec![row.name.clone(), passed, failed, skipped, format!("{:.1}", row.seconds)]
         };
         let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
         say("");
-        say(table(
-            &["what", "passed", "failed", "skipped", "seconds"],
-            &rows,
-        ));
+        say(table(&["what", "passed", "failed", "skipped", "seconds"], &rows));
         if !self.skips.is_empty() {
             say("Not run on this machine:");
             for (name, reason) in &self.skips {
@@ -138,9 +113,7 @@ impl Summary {
         }
         let failed = self.total(|row| row.failed);
         let (passed, skipped) = (self.total(|row| row.passed), self.total(|row| row.skipped));
-        say(format!(
-            "{passed} passed, {failed} failed, {skipped} skipped"
-        ));
+        say(format!("{passed} passed, {failed} failed, {skipped} skipped"));
         if failed > 0 {
             bail!("{failed} failed");
         }
@@ -157,17 +130,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     install()?;
     summary.check("eBPF object", ebpf)?;
     if args.filter.is_none() {
-        summary.check("formatting", || {
-            component("fmt", "rustfmt", &["--all", "--check"])
-        })?;
-        let clippy = [
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--",
-            "-D",
-            "warnings",
-        ];
+        summary.check("formatting", || component("fmt", "rustfmt", &["--all", "--check"]))?;
+        let clippy = ["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
         summary.check("clippy", || component("clippy", "clippy", &clippy))?;
         summary.check("core alone", core_alone)?;
         summary.check("release build", release)?;
@@ -189,56 +153,37 @@ fn install() -> anyhow::Result<()> {
 }
 
 fn ebpf() -> anyhow::Result<Outcome> {
-    if let Err(error) = build_ebpf::ensure_toolchain() {
+    if let Err(error) = build_ebpf::ensure_toolchain(&workspace::root()) {
         if is_root() && which("apt-get").is_some() {
             return Err(error);
         }
         return Ok(Outcome::Skipped(format!("{error:#}")));
     }
-    build_ebpf::run(&build_ebpf::Args::default())?;
+    build_ebpf::run(&build_ebpf::Args { install: true, ..Default::default() })?;
     Ok(Outcome::Passed)
 }
 
 fn component(command: &str, name: &str, args: &[&str]) -> anyhow::Result<Outcome> {
-    if workspace::cargo()
-        .args([command, "--version"])
-        .run()
-        .is_err()
-    {
+    if workspace::cargo().args([command, "--version"]).run().is_err() {
         let add = Cmd::new("rustup").args(["component", "add", name]);
         if add.step(&format!("rustup component add {name}")).is_err() {
-            return Ok(Outcome::Skipped(format!(
-                "cargo {command} is not installed: rustup component add {name}"
-            )));
+            return Ok(Outcome::Skipped(format!("cargo {command} is not installed: rustup component add {name}")));
         }
     }
     let cmd = workspace::cargo().arg(command).args(args);
-    cmd.log(workspace::log(command)?)
-        .step(&format!("cargo {command}"))?;
+    cmd.log(workspace::log(command)?).step(&format!("cargo {command}"))?;
     Ok(Outcome::Passed)
 }
 
 fn core_alone() -> anyhow::Result<Outcome> {
-    let args = [
-        "check",
-        "--locked",
-        "-p",
-        "portcullis",
-        "--lib",
-        "--no-default-features",
-    ];
-    workspace::cargo()
-        .args(args)
-        .log(workspace::log("core")?)
-        .step("the core without the edge")?;
+    let args = ["check", "--locked", "-p", "portcullis", "--lib", "--no-default-features"];
+    workspace::cargo().args(args).log(workspace::log("core")?).step("the core without the edge")?;
     Ok(Outcome::Passed)
 }
 
 fn release() -> anyhow::Result<Outcome> {
     let cmd = workspace::cargo().args(["build", "--release", "--locked"]);
-    let output = cmd
-        .log(workspace::log("release")?)
-        .step("cargo build --release")?;
+    let output = cmd.log(workspace::log("release")?).step("cargo build --release")?;
     let text = output.everything();
     if let Some(at) = text.find("warning:") {
         bail!("cargo build --release warns:\n{}", tail(&text[at..]));
@@ -271,48 +216,29 @@ fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
         step.done("");
     } else {
         drop(step);
-        say(report
-            .failure_text()
-            .map_or_else(|| tail(&text), str::to_owned));
+        say(report.failure_text().map_or_else(|| tail(&text), str::to_owned));
         say(format!("The whole output is in {}.", log.display()));
     }
     // A test may also have said so only on its output.
     let said = fs::read_to_string(&skipped_file).unwrap_or_default() + &text;
     let mut unmatched = 0;
     for (name, reason) in skips::parse(&said) {
-        let new = !summary
-            .skips
-            .iter()
-            .any(|(known, known_reason)| *known == name && *known_reason == reason);
+        let new = !summary.skips.iter().any(|(known, known_reason)| *known == name && *known_reason == reason);
         if new {
             unmatched += usize::from(!report.skipped_itself(&name));
             summary.skips.push((name, reason));
         }
     }
     summary.skips.extend(report.ignored);
-    summary
-        .rows
-        .extend(report.suites.into_iter().map(Row::from));
+    summary.rows.extend(report.suites.into_iter().map(Row::from));
     if unmatched > 0 {
         let name = "parts of tests".to_owned();
-        summary.rows.push(Row {
-            name,
-            passed: 0,
-            failed: 0,
-            skipped: unmatched,
-            seconds: 0.0,
-        });
+        summary.rows.push(Row { name, passed: 0, failed: 0, skipped: unmatched, seconds: 0.0 });
     }
     summary.failures.extend(report.failed);
     if !output.status.success() && summary.total(|row| row.failed) == 0 {
         summary.failures.push("cargo test".into());
-        summary.rows.push(Row {
-            name: "cargo test".into(),
-            passed: 0,
-            failed: 1,
-            skipped: 0,
-            seconds: 0.0,
-        });
+        summary.rows.push(Row { name: "cargo test".into(), passed: 0, failed: 1, skipped: 0, seconds: 0.0 });
     }
     Ok(())
 }

@@ -17,8 +17,7 @@ pub fn root() -> PathBuf {
 /// Where cargo builds.
 #[must_use]
 pub fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), |dir| root().join(dir))
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
 /// The log file of a step; compiler output goes there instead of to the screen.
@@ -38,19 +37,12 @@ pub fn log(name: &str) -> anyhow::Result<PathBuf> {
 #[must_use]
 pub fn cargo() -> Cmd {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut cmd = Cmd::new(program)
-        .dir(root())
-        .env("CARGO_TERM_COLOR", "never");
+    let mut cmd = Cmd::new(program).dir(root()).env("CARGO_TERM_COLOR", "never");
     for (name, _) in std::env::vars_os() {
         let known = name.to_string_lossy();
-        let describes_us = [
-            "CARGO_PKG_",
-            "CARGO_MANIFEST_",
-            "CARGO_BIN_",
-            "CARGO_CRATE_",
-        ]
-        .iter()
-        .any(|prefix| known.starts_with(prefix));
+        let describes_us = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|prefix| known.starts_with(prefix));
         if describes_us || known == "CARGO_PRIMARY_PACKAGE" {
             cmd = cmd.env_remove(&name);
         }

@@ -39,10 +39,7 @@ struct Peer {
 
 enum Process {
     Gate(Gate),
-    Nginx(
-        Service,
-        #[expect(dead_code, reason = "removed when dropped")] TempDir,
-    ),
+    Nginx(Service, #[expect(dead_code, reason = "removed when dropped")] TempDir),
 }
 
 #[derive(Clone, Copy)]
@@ -79,23 +76,14 @@ struct Memory {
 pub(super) fn run(args: &Args, program: &Path) -> anyhow::Result<()> {
     let mut field = prepare(args, program)?;
     for round in 0..=args.rounds {
-        let label = if round == 0 {
-            "warm-up".to_owned()
-        } else {
-            format!("round {round} of {}", args.rounds)
-        };
+        let label = if round == 0 { "warm-up".to_owned() } else { format!("round {round} of {}", args.rounds) };
         let step = Step::begin(label);
         let mut figures = Vec::new();
         for index in 0..field.peers.len() {
             // The order turns with each round: nobody always runs on a cold or a hot machine.
             let index = (index + round) % field.peers.len();
             interrupt::check()?;
-            let sample = download(
-                &field.peers[index],
-                &field.target,
-                field.bytes,
-                args.streams,
-            )?;
+            let sample = download(&field.peers[index], &field.target, field.bytes, args.streams)?;
             let peer = &mut field.peers[index];
             figures.push(format!("{} {:.3} s/GB", peer.name, sample.cpu_per_gb));
             if round > 0 {
@@ -118,49 +106,26 @@ fn prepare(args: &Args, program: &Path) -> anyhow::Result<Field> {
     let (blob, memory) = push_and_pull(&gate, args.size << 20)?;
     drop(gate);
     let resident = |usage: Usage| format!("{:.1} MiB", usage.peak_rss as f64 / f64::from(1 << 20));
-    step.done(&format!(
-        "the gate's peak RSS: {}",
-        resident(memory.after_pull)
-    ));
+    step.done(&format!("the gate's peak RSS: {}", resident(memory.after_pull)));
 
     let stub = match args.behind {
         Behind::Stub => Some(Stub::blob(args.size << 20)?),
         Behind::Registry => None,
     };
     let backend = stub.as_ref().map_or(registry.addr(), Stub::addr);
-    let bytes = if stub.is_some() {
-        args.size << 20
-    } else {
-        fs::metadata(registry.blob_file(&blob))?.len()
-    };
+    let bytes = if stub.is_some() { args.size << 20 } else { fs::metadata(registry.blob_file(&blob))?.len() };
     let gate = start_gate(program, backend, auth.addr())?;
     let peers = vec![
-        Peer {
-            name: "portcullis",
-            addr: gate.addr(),
-            process: Process::Gate(gate),
-            samples: vec![],
-        },
+        Peer { name: "portcullis", addr: gate.addr(), process: Process::Gate(gate), samples: vec![] },
         start_nginx(backend, auth.addr())?,
     ];
     let target = format!("/v2/{REPOSITORY}/blobs/{blob}");
-    Ok(Field {
-        _auth: auth,
-        _stub: stub,
-        _registry: registry,
-        target,
-        bytes,
-        peers,
-        memory,
-    })
+    Ok(Field { _auth: auth, _stub: stub, _registry: registry, target, bytes, peers, memory })
 }
 
 fn start_gate(program: &Path, backend: SocketAddr, auth: SocketAddr) -> anyhow::Result<Gate> {
     let serve = Serve::new(program)?.flag("--backend", format!("http://{backend}"));
-    serve
-        .flag("--auth-backend", format!("http://{auth}"))
-        .flag("--access-log", "off")
-        .start()
+    serve.flag("--auth-backend", format!("http://{auth}")).flag("--access-log", "off").start()
 }
 
 fn start_nginx(backend: SocketAddr, auth: SocketAddr) -> anyhow::Result<Peer> {
@@ -173,20 +138,11 @@ fn start_nginx(backend: SocketAddr, auth: SocketAddr) -> anyhow::Result<Peer> {
         .replace("@DIR@", &dir.path().display().to_string());
     let file = dir.path().join("nginx.conf");
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-    let cmd = Cmd::new("nginx")
-        .arg("-p")
-        .arg(dir.path())
-        .arg("-c")
-        .arg(&file);
+    let cmd = Cmd::new("nginx").arg("-p").arg(dir.path()).arg("-c").arg(&file);
     let mut service = Service::start("nginx", cmd, dir.path())?;
     service.wait_listening(addr)?;
     let name = "nginx 2014";
-    Ok(Peer {
-        name,
-        addr,
-        process: Process::Nginx(service, dir),
-        samples: vec![],
-    })
+    Ok(Peer { name, addr, process: Process::Nginx(service, dir), samples: vec![] })
 }
 
 fn push_and_pull(gate: &Gate, size: u64) -> anyhow::Result<(String, Memory)> {
@@ -194,27 +150,13 @@ fn push_and_pull(gate: &Gate, size: u64) -> anyhow::Result<(String, Memory)> {
     let written = image::write(there.path(), &[size], random())?;
     let skopeo = Skopeo::new()?;
     let name = format!("{}/{REPOSITORY}:1", gate.addr());
-    skopeo
-        .push(there.path(), &name, Some(CREDS), Trust::Plain)?
-        .ok()?;
+    skopeo.push(there.path(), &name, Some(CREDS), Trust::Plain)?.ok()?;
     let after_push = gate.usage()?;
-    skopeo
-        .pull(&name, back.path(), Some(CREDS), Trust::Plain)?
-        .ok()?;
+    skopeo.pull(&name, back.path(), Some(CREDS), Trust::Plain)?.ok()?;
     let after_pull = gate.usage()?;
     image::compare(there.path(), back.path())?;
-    let blob = written
-        .layers
-        .into_iter()
-        .next()
-        .context("an image without a layer")?;
-    Ok((
-        blob,
-        Memory {
-            after_push,
-            after_pull,
-        },
-    ))
+    let blob = written.layers.into_iter().next().context("an image without a layer")?;
+    Ok((blob, Memory { after_push, after_pull }))
 }
 
 fn download(peer: &Peer, target: &str, bytes: u64, streams: usize) -> anyhow::Result<Sample> {
@@ -228,27 +170,18 @@ fn download(peer: &Peer, target: &str, bytes: u64, streams: usize) -> anyhow::Re
         .collect();
     for reader in readers {
         let read = reader.join().map_err(|_| anyhow!("a reader panicked"))??;
-        ensure!(
-            read == bytes,
-            "{}: {read} bytes instead of {bytes}",
-            peer.name
-        );
+        ensure!(read == bytes, "{}: {read} bytes instead of {bytes}", peer.name);
     }
     let seconds = begun.elapsed().as_secs_f64();
     let gigabytes = bytes as f64 * streams as f64 / 1e9;
     let cpu = peer.usage()?.cpu - before.cpu;
-    Ok(Sample {
-        cpu_per_gb: cpu / gigabytes,
-        gb_per_second: gigabytes / seconds,
-    })
+    Ok(Sample { cpu_per_gb: cpu / gigabytes, gb_per_second: gigabytes / seconds })
 }
 
 fn sink(addr: SocketAddr, target: &str) -> anyhow::Result<u64> {
     let mut connection = Connection::open(addr)?;
     let authorization = basic(CREDS);
-    connection.send(format!(
-        "GET {target} HTTP/1.1\r\nHost: bench\r\nAuthorization: {authorization}\r\n\r\n"
-    ))?;
+    connection.send(format!("GET {target} HTTP/1.1\r\nHost: bench\r\nAuthorization: {authorization}\r\n\r\n"))?;
     let (status, length, mut got) = connection.receive_head()?;
     ensure!(status == 200, "{addr}{target}: status {status}");
     let mut buffer = vec![0; 1 << 20];
@@ -284,11 +217,7 @@ fn publish(args: &Args, field: &Field) -> anyhow::Result<()> {
     }
     let heading = ["proxy", "CPU s/GB", "of nginx", "GB/s", "peak RSS MiB"];
     let mebi = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    let behind = if args.behind == Behind::Stub {
-        "a stub that sends zeros"
-    } else {
-        "docker-registry"
-    };
+    let behind = if args.behind == Behind::Stub { "a stub that sends zeros" } else { "docker-registry" };
     let (push, pull) = (field.memory.after_push, field.memory.after_pull);
     let remarks = format!(
         "{machine}- {streams} downloads at once of a blob of {size} MiB from {behind}; medians of {rounds} interleaved \
@@ -307,23 +236,14 @@ fn publish(args: &Args, field: &Field) -> anyhow::Result<()> {
     say(table(&heading, &rows));
     say(&remarks);
     let file = workspace::root().join("benches/results/blobs.md");
-    fs::write(
-        &file,
-        format!(
-            "# Blobs over plain HTTP\n\n{}\n{remarks}",
-            markdown(&heading, &rows)
-        ),
-    )
-    .with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, format!("# Blobs over plain HTTP\n\n{}\n{remarks}", markdown(&heading, &rows)))
+        .with_context(|| format!("cannot write {}", file.display()))?;
     say(format!("Written to {}.", file.display()));
     Ok(())
 }
 
 fn markdown(heading: &[&str], rows: &[Vec<String>]) -> String {
     let rule = vec!["---"; heading.len()].join(" | ");
-    let rows: String = rows
-        .iter()
-        .map(|row| format!("| {} |\n", row.join(" | ")))
-        .collect();
+    let rows: String = rows.iter().map(|row| format!("| {} |\n", row.join(" | "))).collect();
     format!("| {} |\n| {rule} |\n{rows}", heading.join(" | "))
 }

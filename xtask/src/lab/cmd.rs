@@ -64,12 +64,7 @@ impl Output {
     /// When it did not: with the command and the tail of its output.
     pub fn ok(self) -> anyhow::Result<Self> {
         if !self.status.success() {
-            bail!(
-                "`{}` failed ({}):\n{}",
-                self.shown,
-                self.status,
-                tail(&self.everything())
-            );
+            bail!("`{}` failed ({}):\n{}", self.shown, self.status, tail(&self.everything()));
         }
         Ok(self)
     }
@@ -167,11 +162,7 @@ impl Cmd {
         let words: Vec<String> = words
             .map(|word| {
                 let word = word.to_string_lossy();
-                if self.secret.iter().any(|secret| *secret == word) {
-                    "…".into()
-                } else {
-                    quoted(&word)
-                }
+                if self.secret.iter().any(|secret| *secret == word) { "…".into() } else { quoted(&word) }
             })
             .collect();
         words.join(" ")
@@ -213,9 +204,7 @@ impl Cmd {
                 Ok(output)
             }
             Err(error) => Err(match log {
-                Some(log) => {
-                    error.context(format!("{label}: the whole output is in {}", log.display()))
-                }
+                Some(log) => error.context(format!("{label}: the whole output is in {}", log.display())),
                 None => error.context(label.to_owned()),
             }),
         }
@@ -231,15 +220,8 @@ impl Cmd {
             Some(path) => Some(begin_log(path, &shown)?),
             None => None,
         };
-        let (mut child, lines) = self
-            .spawn()
-            .with_context(|| format!("cannot start `{shown}`"))?;
-        let mut output = Output {
-            status: ExitStatus::default(),
-            stdout: vec![],
-            merged: vec![],
-            shown,
-        };
+        let (mut child, lines) = self.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+        let mut output = Output { status: ExitStatus::default(), stdout: vec![], merged: vec![], shown };
         let mut exited_at: Option<Instant> = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
@@ -268,9 +250,7 @@ impl Cmd {
                 break;
             }
         }
-        output.status = child
-            .wait()
-            .with_context(|| format!("cannot wait for `{}`", output.shown))?;
+        output.status = child.wait().with_context(|| format!("cannot wait for `{}`", output.shown))?;
         Ok(output)
     }
 }
@@ -278,24 +258,10 @@ impl Cmd {
 impl Cmd {
     fn spawn(&mut self) -> io::Result<(Child, Receiver<Line>)> {
         let input = std::mem::take(&mut self.input);
-        let stdin = if input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        };
+        let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
         let (out, out_end) = io::pipe()?;
-        let (err, err_end) = if self.one_pipe {
-            (None, out_end.try_clone()?)
-        } else {
-            separate(io::pipe()?)
-        };
-        let mut child = self
-            .command
-            .stdin(stdin)
-            .stdout(out_end)
-            .stderr(err_end)
-            .process_group(0)
-            .spawn()?;
+        let (err, err_end) = if self.one_pipe { (None, out_end.try_clone()?) } else { separate(io::pipe()?) };
+        let mut child = self.command.stdin(stdin).stdout(out_end).stderr(err_end).process_group(0).spawn()?;
         // The command holds our copies of the writing ends; while they are open no reader sees an end.
         self.command.stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(mut stdin) = child.stdin.take() {
@@ -316,11 +282,7 @@ fn separate((read, write): (PipeReader, PipeWriter)) -> (Option<PipeReader>, Pip
 }
 
 fn begin_log(path: &Path, shown: &str) -> anyhow::Result<File> {
-    let opened = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .open(path);
+    let opened = OpenOptions::new().create(true).write(true).truncate(true).open(path);
     let mut file = opened.with_context(|| format!("cannot write {}", path.display()))?;
     writeln!(file, "$ {shown}").with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file)
@@ -359,10 +321,7 @@ pub(crate) fn end_group(child: &mut Child, grace: Duration) {
 pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(TAIL_LINES);
-    let mut shown: Vec<String> = lines[from..]
-        .iter()
-        .map(|line| format!("    {line}"))
-        .collect();
+    let mut shown: Vec<String> = lines[from..].iter().map(|line| format!("    {line}")).collect();
     if from > 0 {
         shown.insert(0, format!("    … {from} lines before"));
     }
@@ -380,8 +339,7 @@ pub fn which(program: &str) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    dirs.map(|dir: PathBuf| dir.join(program))
-        .find(|path| path.is_file())
+    dirs.map(|dir: PathBuf| dir.join(program)).find(|path| path.is_file())
 }
 
 fn quoted(word: &str) -> String {
@@ -398,29 +356,17 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_command_and_shows_its_last_words() {
-        let error = Cmd::new("sh")
-            .args(["-c", "echo out; echo err >&2; exit 3"])
-            .run()
-            .unwrap_err();
+        let error = Cmd::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]).run().unwrap_err();
         let text = format!("{error:#}");
-        assert!(
-            text.contains("sh -c 'echo out; echo err >&2; exit 3'"),
-            "{text}"
-        );
+        assert!(text.contains("sh -c 'echo out; echo err >&2; exit 3'"), "{text}");
         assert!(text.contains("exit status: 3"), "{text}");
-        assert!(
-            text.contains("    out") && text.contains("    err"),
-            "{text}"
-        );
+        assert!(text.contains("    out") && text.contains("    err"), "{text}");
     }
 
     #[test]
     fn a_missing_program_is_named() {
         let error = Cmd::new("no-such-program-here").run().unwrap_err();
-        assert!(
-            format!("{error:#}").contains("cannot start `no-such-program-here`"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("cannot start `no-such-program-here`"), "{error:#}");
     }
 
     #[test]
@@ -438,10 +384,7 @@ mod tests {
     #[test]
     fn a_command_that_leaves_something_running_does_not_hold_us() {
         let begun = Instant::now();
-        Cmd::new("sh")
-            .args(["-c", "sleep 20 & echo done"])
-            .run()
-            .unwrap();
+        Cmd::new("sh").args(["-c", "sleep 20 & echo done"]).run().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
@@ -449,10 +392,7 @@ mod tests {
     fn only_the_tail_is_shown() {
         let text: String = (0..100).map(|n| format!("line {n}\n")).collect();
         let tail = tail(&text);
-        assert!(
-            tail.contains("line 99") && !tail.contains("line 69\n"),
-            "{tail}"
-        );
+        assert!(tail.contains("line 99") && !tail.contains("line 69\n"), "{tail}");
         assert!(tail.contains("70 lines before"), "{tail}");
     }
 }

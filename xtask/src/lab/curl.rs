@@ -55,10 +55,7 @@ impl Answer {
             return None;
         };
         let fields = head.lines().filter_map(|line| line.split_once(':'));
-        fields
-            .into_iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.trim())
+        fields.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 }
 
@@ -66,12 +63,7 @@ impl<'a> Curl<'a> {
     /// A GET.
     #[must_use]
     pub fn get(url: &'a str) -> Self {
-        Self {
-            url,
-            ca: None,
-            user: None,
-            timeout: Duration::from_secs(20),
-        }
+        Self { url, ca: None, user: None, timeout: Duration::from_secs(20) }
     }
 
     /// Trusts the CA of this file and no other.
@@ -109,14 +101,7 @@ impl<'a> Curl<'a> {
     /// As [`Self::send`].
     pub fn send_by(self, curl: Cmd) -> anyhow::Result<Answer> {
         let mut cmd = curl
-            .args([
-                "--silent",
-                "--show-error",
-                "--include",
-                "--noproxy",
-                "*",
-                "--http1.1",
-            ])
+            .args(["--silent", "--show-error", "--include", "--noproxy", "*", "--http1.1"])
             .args(["--write-out", &format!("{MARK}%{{http_code}}")])
             .args(["--max-time", &self.timeout.as_secs_f64().to_string()]);
         if let Some(ca) = self.ca {
@@ -125,31 +110,20 @@ impl<'a> Curl<'a> {
         if let Some(user) = self.user {
             // By way of standard input, so that no process list shows it.
             let quoted = user.replace('\\', "\\\\").replace('"', "\\\"");
-            cmd = cmd
-                .args(["--config", "-"])
-                .input(format!("user = \"{quoted}\"\n"));
+            cmd = cmd.args(["--config", "-"]).input(format!("user = \"{quoted}\"\n"));
         }
         let output = cmd.arg(self.url).output()?;
         match output.status.code() {
             Some(0) => {}
             Some(COULD_NOT_CONNECT) => return Ok(Answer::Refused),
             Some(TIMED_OUT) => return Ok(Answer::TimedOut),
-            _ => bail!(
-                "`{}` failed ({}): {}",
-                output.shown,
-                output.status,
-                output.everything().trim()
-            ),
+            _ => bail!("`{}` failed ({}): {}", output.shown, output.status, output.everything().trim()),
         }
         let text = output.text();
         let (response, status) = text.rsplit_once(MARK).context("curl gave no status")?;
         let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, ""));
         let status = status.trim().parse().context("curl gave no status")?;
-        Ok(Answer::Response {
-            status,
-            head: head.to_owned(),
-            body: body.to_owned(),
-        })
+        Ok(Answer::Response { status, head: head.to_owned(), body: body.to_owned() })
     }
 }
 
@@ -168,13 +142,8 @@ mod tests {
         .unwrap();
         let url = format!("{}/x", stub.url());
         let answer = Curl::get(&url).user("a:b\"c\\d").send().unwrap();
-        assert_eq!(
-            (answer.status(), answer.field("x-seen")),
-            (Some(203), Some("yes"))
-        );
-        let Answer::Response { body, .. } = answer else {
-            panic!("no response")
-        };
+        assert_eq!((answer.status(), answer.field("x-seen")), (Some(203), Some("yes")));
+        let Answer::Response { body, .. } = answer else { panic!("no response") };
         assert_eq!(body, "Basic YTpiImNcZA==");
         let closed = format!("http://{}/", free_address().unwrap());
         assert_eq!(Curl::get(&closed).send().unwrap(), Answer::Refused);

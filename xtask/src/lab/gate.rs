@@ -28,13 +28,13 @@ impl Serve {
     pub fn new(program: &Path) -> anyhow::Result<Self> {
         let addr = free_address()?;
         let mut cmd = Cmd::new(program);
-        for name in ["BACKEND", "AUTH_BACKEND", "KIND"] {
-            cmd = cmd.env_remove(name);
+        for (name, _) in std::env::vars_os() {
+            let known = name.to_string_lossy();
+            if known.starts_with("PORTCULLIS_") || ["BACKEND", "AUTH_BACKEND", "KIND"].contains(&known.as_ref()) {
+                cmd = cmd.env_remove(&name);
+            }
         }
-        Ok(Self {
-            cmd: cmd.args(["serve", "--listen", &addr.to_string(), "--admin", "off"]),
-            addr,
-        })
+        Ok(Self { cmd: cmd.args(["serve", "--listen", &addr.to_string(), "--admin", "off"]), addr })
     }
 
     /// Adds a flag with its value.
@@ -54,8 +54,7 @@ impl Serve {
     /// Serves TLS with this certificate.
     #[must_use]
     pub fn tls(self, identity: &Identity) -> Self {
-        self.flag("--tls-cert", &identity.cert)
-            .flag("--tls-key", &identity.key)
+        self.flag("--tls-cert", &identity.cert).flag("--tls-key", &identity.key)
     }
 
     /// Starts it and waits until it accepts connections.
@@ -66,11 +65,7 @@ impl Serve {
         let dir = scratch("gate")?;
         let mut service = Service::start("portcullis-serve", self.cmd, dir.path())?;
         service.wait_listening(self.addr)?;
-        Ok(Gate {
-            service,
-            addr: self.addr,
-            _dir: dir,
-        })
+        Ok(Gate { service, addr: self.addr, _dir: dir })
     }
 }
 
@@ -139,16 +134,10 @@ impl AuthService {
     pub fn start(program: &Path, htpasswd: &Path) -> anyhow::Result<Self> {
         let dir = scratch("auth-service")?;
         let addr = free_address()?;
-        let cmd = Cmd::new(program)
-            .args(["auth-service", "--listen", &addr.to_string(), "--htpasswd"])
-            .arg(htpasswd);
+        let cmd = Cmd::new(program).args(["auth-service", "--listen", &addr.to_string(), "--htpasswd"]).arg(htpasswd);
         let mut service = Service::start("portcullis-auth-service", cmd, dir.path())?;
         service.wait_listening(addr)?;
-        Ok(Self {
-            addr,
-            _service: service,
-            _dir: dir,
-        })
+        Ok(Self { addr, _service: service, _dir: dir })
     }
 
     /// Where it listens.

@@ -29,10 +29,7 @@ impl Request {
     /// The value of a field, by its name in any case.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        let found = self
-            .fields
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name));
+        let found = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 }
@@ -56,22 +53,14 @@ impl Reply {
     #[must_use]
     pub fn text(status: u16, text: impl Into<String>) -> Self {
         let fields = vec![("Content-Type".into(), "text/plain".into())];
-        Self {
-            status,
-            fields,
-            body: Body::Bytes(text.into().into_bytes()),
-        }
+        Self { status, fields, body: Body::Bytes(text.into().into_bytes()) }
     }
 
     /// A body of `size` zero bytes, sent in large pieces.
     #[must_use]
     pub fn zeros(size: u64) -> Self {
         let fields = vec![("Content-Type".into(), "application/octet-stream".into())];
-        Self {
-            status: 200,
-            fields,
-            body: Body::Zeros(size),
-        }
+        Self { status: 200, fields, body: Body::Zeros(size) }
     }
 
     /// Adds a field.
@@ -95,13 +84,9 @@ impl Stub {
     ///
     /// # Errors
     /// When there is no port.
-    pub fn start(
-        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
-    ) -> anyhow::Result<Self> {
+    pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on 127.0.0.1")?;
-        let addr = listener
-            .local_addr()
-            .context("a listener without an address")?;
+        let addr = listener.local_addr().context("a listener without an address")?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::new(AtomicBool::new(false));
         let (answer, log, end) = (Arc::new(answer), Arc::clone(&seen), Arc::clone(&ended));
@@ -151,10 +136,7 @@ impl Stub {
     /// All requests so far.
     #[must_use]
     pub fn seen(&self) -> Vec<Request> {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -179,14 +161,10 @@ fn converse(
             return Ok(());
         }
         let request = receive(&mut reader, &mut writer)?;
-        let closes = request
-            .field("connection")
-            .is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let closes = request.field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let to_head = request.method == "HEAD";
         let reply = answer(&request);
-        log.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(request);
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         send(&mut writer, &reply, to_head, closes)?;
         if closes {
             return Ok(());
@@ -199,12 +177,7 @@ fn receive(reader: &mut impl BufRead, writer: &mut impl Write) -> anyhow::Result
     let mut words = line.split(' ');
     let mut word = || words.next().unwrap_or("").to_owned();
     let (method, target) = (word(), word());
-    let mut request = Request {
-        method,
-        target,
-        fields: read_fields(reader)?,
-        body: Vec::new(),
-    };
+    let mut request = Request { method, target, fields: read_fields(reader)?, body: Vec::new() };
     if request.field("expect").is_some() {
         writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
@@ -222,18 +195,11 @@ fn send(writer: &mut impl Write, reply: &Reply, to_head: bool, closes: bool) -> 
         Body::Bytes(bytes) => bytes.len() as u64,
         Body::Zeros(size) => *size,
     };
-    let mut head = format!(
-        "HTTP/1.1 {} Answer\r\nContent-Length: {length}\r\n",
-        reply.status
-    );
+    let mut head = format!("HTTP/1.1 {} Answer\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.fields {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    head.push_str(if closes {
-        "Connection: close\r\n\r\n"
-    } else {
-        "\r\n"
-    });
+    head.push_str(if closes { "Connection: close\r\n\r\n" } else { "\r\n" });
     if to_head {
         return Ok(writer.write_all(head.as_bytes())?);
     }
@@ -267,35 +233,16 @@ mod tests {
         assert_eq!(connection.exchange(chunked).unwrap().status, 200);
         let sized = "PUT /b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nde";
         assert_eq!(connection.exchange(sized).unwrap().status, 200);
-        let head = connection
-            .exchange("HEAD /c HTTP/1.1\r\nHost: x\r\n\r\n")
-            .unwrap();
-        assert_eq!(
-            (head.field("content-length"), head.body.len()),
-            (Some("11"), 0)
-        );
-        let seen: Vec<(String, Vec<u8>)> = stub
-            .seen()
-            .into_iter()
-            .map(|r| (r.target, r.body))
-            .collect();
+        let head = connection.exchange("HEAD /c HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        assert_eq!((head.field("content-length"), head.body.len()), (Some("11"), 0));
+        let seen: Vec<(String, Vec<u8>)> = stub.seen().into_iter().map(|r| (r.target, r.body)).collect();
         let expected: [(&str, &[u8]); 4] = [("/", b""), ("/a", b"abc"), ("/b", b"de"), ("/c", b"")];
-        assert!(
-            seen.iter()
-                .map(|(t, b)| (t.as_str(), b.as_slice()))
-                .eq(expected)
-        );
+        assert!(seen.iter().map(|(t, b)| (t.as_str(), b.as_slice())).eq(expected));
     }
 
     #[test]
     fn a_blob_has_its_size() {
         let stub = Stub::blob(1_000_003).unwrap();
-        assert_eq!(
-            get(stub.addr(), "/v2/x/blobs/sha256:0", None)
-                .unwrap()
-                .body
-                .len(),
-            1_000_003
-        );
+        assert_eq!(get(stub.addr(), "/v2/x/blobs/sha256:0", None).unwrap().body.len(), 1_000_003);
     }
 }

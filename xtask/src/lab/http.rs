@@ -25,10 +25,7 @@ impl Response {
     /// The value of a field, by its name in any case.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        let found = self
-            .fields
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name));
+        let found = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
@@ -51,14 +48,11 @@ impl Connection {
     /// # Errors
     /// When nobody accepts.
     pub fn open(addr: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, TIMEOUT)
-            .with_context(|| format!("cannot connect to {addr}"))?;
+        let stream = TcpStream::connect_timeout(&addr, TIMEOUT).with_context(|| format!("cannot connect to {addr}"))?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream: BufReader::with_capacity(1 << 16, stream),
-        })
+        Ok(Self { stream: BufReader::with_capacity(1 << 16, stream) })
     }
 
     /// Sends bytes as they are.
@@ -66,10 +60,7 @@ impl Connection {
     /// # Errors
     /// When the peer is gone.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
-        self.stream
-            .get_mut()
-            .write_all(bytes.as_ref())
-            .context("cannot send")
+        self.stream.get_mut().write_all(bytes.as_ref()).context("cannot send")
     }
 
     /// Reads one response; `to_head` says that the request was a HEAD, whose response has no body.
@@ -78,18 +69,11 @@ impl Connection {
     /// When it is malformed, cut short or late.
     pub fn receive(&mut self, to_head: bool) -> anyhow::Result<Response> {
         let line = self.line()?;
-        ensure!(
-            !line.is_empty(),
-            "the connection was closed instead of an answer"
-        );
+        ensure!(!line.is_empty(), "the connection was closed instead of an answer");
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status: u16 = status.with_context(|| format!("no status line: {line:?}"))?;
         let fields = read_fields(&mut self.stream)?;
-        let mut response = Response {
-            status,
-            fields,
-            body: Vec::new(),
-        };
+        let mut response = Response { status, fields, body: Vec::new() };
         if to_head || status == 204 || status == 304 || status < 200 {
             return Ok(response);
         }
@@ -106,14 +90,8 @@ impl Connection {
         let line = self.line()?;
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.with_context(|| format!("no status line: {line:?}"))?;
-        let response = Response {
-            status,
-            fields: read_fields(&mut self.stream)?,
-            body: Vec::new(),
-        };
-        let length = response
-            .field("content-length")
-            .context("no Content-Length")?;
+        let response = Response { status, fields: read_fields(&mut self.stream)?, body: Vec::new() };
+        let length = response.field("content-length").context("no Content-Length")?;
         let length = length.parse().context("Content-Length is no number")?;
         Ok((status, length, self.stream.buffer().len() as u64))
     }
@@ -150,12 +128,8 @@ impl Connection {
 /// # Errors
 /// When there is no whole response.
 pub fn get(addr: SocketAddr, target: &str, user: Option<&str>) -> anyhow::Result<Response> {
-    let authorization = user
-        .map(|user| format!("Authorization: {}\r\n", basic(user)))
-        .unwrap_or_default();
-    let request = format!(
-        "GET {target} HTTP/1.1\r\nHost: {addr}\r\n{authorization}Connection: close\r\n\r\n"
-    );
+    let authorization = user.map(|user| format!("Authorization: {}\r\n", basic(user))).unwrap_or_default();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {addr}\r\n{authorization}Connection: close\r\n\r\n");
     Connection::open(addr)?.exchange(request)
 }
 
@@ -167,9 +141,7 @@ pub fn basic(user: &str) -> String {
 
 pub(crate) fn read_line(from: &mut impl BufRead) -> anyhow::Result<String> {
     let mut line = Vec::new();
-    from.take(1 << 16)
-        .read_until(b'\n', &mut line)
-        .context("cannot read a line")?;
+    from.take(1 << 16).read_until(b'\n', &mut line).context("cannot read a line")?;
     while matches!(line.last(), Some(b'\r' | b'\n')) {
         line.pop();
     }
@@ -183,9 +155,7 @@ pub(crate) fn read_fields(from: &mut impl BufRead) -> anyhow::Result<Vec<(String
         if line.is_empty() {
             return Ok(fields);
         }
-        let Some((name, value)) = line.split_once(':') else {
-            bail!("a field without a colon: {line:?}")
-        };
+        let Some((name, value)) = line.split_once(':') else { bail!("a field without a colon: {line:?}") };
         fields.push((name.to_owned(), value.trim().to_owned()));
     }
 }
@@ -195,17 +165,10 @@ pub(crate) fn read_chunked(from: &mut impl BufRead) -> anyhow::Result<Vec<u8>> {
     loop {
         let line = read_line(from)?;
         let size = line.split(';').next().unwrap_or("");
-        let size =
-            u64::from_str_radix(size, 16).with_context(|| format!("no chunk size: {line:?}"))?;
-        let read = from
-            .take(size)
-            .read_to_end(&mut body)
-            .context("cannot read a chunk")?;
+        let size = u64::from_str_radix(size, 16).with_context(|| format!("no chunk size: {line:?}"))?;
+        let read = from.take(size).read_to_end(&mut body).context("cannot read a chunk")?;
         ensure!(read as u64 == size, "a chunk was cut short");
-        ensure!(
-            size == 0 || read_line(from)?.is_empty(),
-            "a chunk without its end"
-        );
+        ensure!(size == 0 || read_line(from)?.is_empty(), "a chunk without its end");
         if size == 0 {
             read_fields(from)?;
             return Ok(body);
@@ -214,26 +177,16 @@ pub(crate) fn read_chunked(from: &mut impl BufRead) -> anyhow::Result<Vec<u8>> {
 }
 
 fn read_body(from: &mut impl BufRead, response: &Response) -> anyhow::Result<Vec<u8>> {
-    if response
-        .field("transfer-encoding")
-        .is_some_and(|value| value.eq_ignore_ascii_case("chunked"))
-    {
+    if response.field("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
         return read_chunked(from);
     }
     let mut body = Vec::new();
     let Some(length) = response.field("content-length") else {
-        from.read_to_end(&mut body)
-            .context("cannot read the body")?;
+        from.read_to_end(&mut body).context("cannot read the body")?;
         return Ok(body);
     };
     let length: u64 = length.parse().context("Content-Length is no number")?;
-    let read = from
-        .take(length)
-        .read_to_end(&mut body)
-        .context("cannot read the body")?;
-    ensure!(
-        read as u64 == length,
-        "the body was cut short: {read} of {length} bytes"
-    );
+    let read = from.take(length).read_to_end(&mut body).context("cannot read the body")?;
+    ensure!(read as u64 == length, "the body was cut short: {read} of {length} bytes");
     Ok(body)
 }

@@ -66,14 +66,9 @@ pub fn write(dir: &Path, sizes: &[u64], seed: u64) -> anyhow::Result<Image> {
         }],
     });
     fs::write(dir.join("index.json"), index.to_string()).context("cannot write index.json")?;
-    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
-        .context("cannot write oci-layout")?;
+    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).context("cannot write oci-layout")?;
     let layers = layers.into_iter().map(|layer| layer.digest).collect();
-    Ok(Image {
-        manifest,
-        layers,
-        bytes: bytes + config_size + manifest_size,
-    })
+    Ok(Image { manifest, layers, bytes: bytes + config_size + manifest_size })
 }
 
 struct Layer {
@@ -99,11 +94,7 @@ fn write_layer(blobs: &Path, size: u64, index: usize, seed: u64) -> anyhow::Resu
     let padding = (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK;
     gzip.write(&vec![0; usize::try_from(padding + 2 * TAR_BLOCK)?])?;
     let layer = gzip.end()?;
-    fs::rename(
-        &draft,
-        blobs.join(layer.digest.trim_start_matches("sha256:")),
-    )
-    .context("cannot name a layer")?;
+    fs::rename(&draft, blobs.join(layer.digest.trim_start_matches("sha256:"))).context("cannot name a layer")?;
     Ok(layer)
 }
 
@@ -191,8 +182,7 @@ impl<W: Write> StoredGzip<W> {
 
 fn tar_header(name: &str, size: u64) -> [u8; 512] {
     let mut header = [0_u8; 512];
-    let mut put =
-        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
     put(0, name);
     put(100, "0000644\0");
     put(108, "0000000\0");
@@ -234,16 +224,9 @@ pub fn compare(left: &Path, right: &Path) -> anyhow::Result<Comparison> {
     ensure!(ours == theirs, "the manifests differ: {ours} and {theirs}");
     let (names, other) = (blob_names(left)?, blob_names(right)?);
     if let Some(name) = names.symmetric_difference(&other).next() {
-        bail!(
-            "the blob {name} is in only one of {} and {}",
-            left.display(),
-            right.display()
-        );
+        bail!("the blob {name} is in only one of {} and {}", left.display(), right.display());
     }
-    let mut comparison = Comparison {
-        blobs: names.len(),
-        bytes: 0,
-    };
+    let mut comparison = Comparison { blobs: names.len(), bytes: 0 };
     for name in &names {
         let path = Path::new("blobs/sha256").join(name);
         comparison.bytes += same_bytes(&left.join(&path), &right.join(&path), name)?;
@@ -262,23 +245,17 @@ pub struct Comparison {
 
 fn manifest_digest(layout: &Path) -> anyhow::Result<String> {
     let path = layout.join("index.json");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let index: Value =
-        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let index: Value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
     let digest = index["manifests"][0]["digest"].as_str();
-    Ok(digest
-        .with_context(|| format!("{} names no manifest", path.display()))?
-        .to_owned())
+    Ok(digest.with_context(|| format!("{} names no manifest", path.display()))?.to_owned())
 }
 
 fn blob_names(layout: &Path) -> anyhow::Result<BTreeSet<String>> {
     let dir = layout.join("blobs/sha256");
     let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    names
-        .collect::<std::io::Result<_>>()
-        .with_context(|| format!("cannot read {}", dir.display()))
+    names.collect::<std::io::Result<_>>().with_context(|| format!("cannot read {}", dir.display()))
 }
 
 fn same_bytes(left: &Path, right: &Path, digest: &str) -> anyhow::Result<u64> {
@@ -293,27 +270,15 @@ fn same_bytes(left: &Path, right: &Path, digest: &str) -> anyhow::Result<u64> {
     loop {
         let read = left.read(&mut ours).context("cannot read a blob")?;
         if read == 0 {
-            ensure!(
-                right.read(&mut theirs).context("cannot read a blob")? == 0,
-                "blob {digest} differs in length"
-            );
+            ensure!(right.read(&mut theirs).context("cannot read a blob")? == 0, "blob {digest} differs in length");
             break;
         }
-        ensure!(
-            right.read_exact(&mut theirs[..read]).is_ok(),
-            "blob {digest} differs in length"
-        );
-        ensure!(
-            ours[..read] == theirs[..read],
-            "blob {digest} differs after {bytes} bytes"
-        );
+        ensure!(right.read_exact(&mut theirs[..read]).is_ok(), "blob {digest} differs in length");
+        ensure!(ours[..read] == theirs[..read], "blob {digest} differs after {bytes} bytes");
         hash.update(&ours[..read]);
         bytes += read as u64;
     }
-    ensure!(
-        hex(&hash.finalize()) == digest,
-        "blob {digest} does not have the digest of its name"
-    );
+    ensure!(hex(&hash.finalize()) == digest, "blob {digest} does not have the digest of its name");
     Ok(bytes)
 }
 
@@ -331,36 +296,20 @@ mod tests {
     fn a_layer_is_a_gzip_file_that_holds_a_tar_file() {
         let dir = scratch("image").unwrap();
         let image = write(dir.path(), &[100_000], 7).unwrap();
-        let layer = dir
-            .path()
-            .join("blobs/sha256")
-            .join(image.layers[0].trim_start_matches("sha256:"));
+        let layer = dir.path().join("blobs/sha256").join(image.layers[0].trim_start_matches("sha256:"));
         let names = Cmd::new("tar").arg("-tvzf").arg(&layer).run().unwrap();
-        assert!(
-            names.contains("100000") && names.contains("layer-0.bin"),
-            "{names}"
-        );
+        assert!(names.contains("100000") && names.contains("layer-0.bin"), "{names}");
     }
 
     #[test]
     fn the_seed_decides_the_content() {
-        let (one, two, three) = (
-            scratch("image").unwrap(),
-            scratch("image").unwrap(),
-            scratch("image").unwrap(),
-        );
+        let (one, two, three) = (scratch("image").unwrap(), scratch("image").unwrap(), scratch("image").unwrap());
         let sizes = [0, 1, 511, 512, 65_535, 70_000];
         let image = write(one.path(), &sizes, 1).unwrap();
         write(two.path(), &sizes, 1).unwrap();
         write(three.path(), &sizes, 2).unwrap();
         let comparison = compare(one.path(), two.path()).unwrap();
-        assert_eq!(
-            comparison,
-            Comparison {
-                blobs: sizes.len() + 2,
-                bytes: image.bytes
-            }
-        );
+        assert_eq!(comparison, Comparison { blobs: sizes.len() + 2, bytes: image.bytes });
         assert!(compare(one.path(), three.path()).is_err());
     }
 
@@ -369,10 +318,7 @@ mod tests {
         let (one, two) = (scratch("image").unwrap(), scratch("image").unwrap());
         let image = write(one.path(), &[200_000], 1).unwrap();
         write(two.path(), &[200_000], 1).unwrap();
-        let layer = two
-            .path()
-            .join("blobs/sha256")
-            .join(image.layers[0].trim_start_matches("sha256:"));
+        let layer = two.path().join("blobs/sha256").join(image.layers[0].trim_start_matches("sha256:"));
         let mut bytes = fs::read(&layer).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;

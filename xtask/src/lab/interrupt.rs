@@ -13,8 +13,7 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// When a handler is already installed.
 pub fn install() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| REQUESTED.store(true, Ordering::SeqCst))
-        .context("cannot handle Ctrl-C and SIGTERM")
+    ctrlc::set_handler(|| REQUESTED.store(true, Ordering::SeqCst)).context("cannot handle Ctrl-C and SIGTERM")
 }
 
 /// Whether a signal has asked for the end.

@@ -24,19 +24,12 @@ pub struct Need {
 }
 
 const fn need(program: &'static str, package: &'static str, why: &'static str) -> Need {
-    Need {
-        program,
-        package,
-        why,
-        unit: None,
-    }
+    Need { program, package, why, unit: None }
 }
 
 /// The real registry behind the gate.
-pub const REGISTRY: Need = Need {
-    unit: Some("docker-registry.service"),
-    ..need("docker-registry", "docker-registry", "the real registry")
-};
+pub const REGISTRY: Need =
+    Need { unit: Some("docker-registry.service"), ..need("docker-registry", "docker-registry", "the real registry") };
 /// The client that pushes and pulls.
 pub const SKOPEO: Need = need("skopeo", "skopeo", "pushes and pulls images");
 /// The CA and the certificates.
@@ -44,29 +37,18 @@ pub const OPENSSL: Need = need("openssl", "openssl", "makes the CA and the certi
 /// Single requests.
 pub const CURL: Need = need("curl", "curl", "asks the gate and the registry");
 /// Ends what we started when we are killed, and asks as nobody.
-pub const SETPRIV: Need = need(
-    "setpriv",
-    "util-linux",
-    "ends what we started when we are killed",
-);
+pub const SETPRIV: Need = need("setpriv", "util-linux", "ends what we started when we are killed");
 /// The C compiler and linker that Rust's crates ask for.
 pub const CC: Need = need("cc", "build-essential", "compiles and links");
 /// A peer of the benches.
-pub const NGINX: Need = Need {
-    unit: Some("nginx.service"),
-    ..need("nginx", "nginx-light", "the peer of the benches")
-};
+pub const NGINX: Need = Need { unit: Some("nginx.service"), ..need("nginx", "nginx-light", "the peer of the benches") };
 /// The loopback interface of an own network namespace.
 pub const IP: Need = need("ip", "iproute2", "sets up a network namespace");
 
 /// Those of `needs` whose program is not on this machine.
 #[must_use]
 pub fn missing(needs: &[Need]) -> Vec<Need> {
-    needs
-        .iter()
-        .copied()
-        .filter(|need| which(need.program).is_none())
-        .collect()
+    needs.iter().copied().filter(|need| which(need.program).is_none()).collect()
 }
 
 /// Installs what is missing, or says how to.
@@ -82,39 +64,24 @@ pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
     if which("apt-get").is_none() {
         let programs: Vec<&str> = missing.iter().map(|need| need.program).collect();
-        bail!(
-            "these programs are missing, and there is no apt-get here to install them: {}",
-            programs.join(" ")
-        );
+        bail!("these programs are missing, and there is no apt-get here to install them: {}", programs.join(" "));
     }
     if !is_root() {
-        bail!(
-            "some programs are missing; install them and try again:\n    {}",
-            apt_line(&list)
-        );
+        bail!("some programs are missing; install them and try again:\n    {}", apt_line(&list));
     }
     say("Debian packages to install:");
     for need in &missing {
         say(format!("  {:<16} {}", need.package, need.why));
     }
-    let held: Vec<HeldUnit> = missing
-        .iter()
-        .filter_map(|need| HeldUnit::hold(need.unit?))
-        .collect();
+    let held: Vec<HeldUnit> = missing.iter().filter_map(|need| HeldUnit::hold(need.unit?)).collect();
     apt(&["update"]).step("apt-get update")?;
     let mut install = vec!["install", "-y", "--no-install-recommends"];
     install.extend(&packages);
     apt(&install).step(&format!("apt-get install {list}"))?;
     drop(held);
-    let absent: Vec<&str> = self::missing(needs)
-        .iter()
-        .map(|need| need.program)
-        .collect();
+    let absent: Vec<&str> = self::missing(needs).iter().map(|need| need.program).collect();
     if !absent.is_empty() {
-        bail!(
-            "installed {list}, but these programs are still missing: {}",
-            absent.join(" ")
-        );
+        bail!("installed {list}, but these programs are still missing: {}", absent.join(" "));
     }
     Ok(())
 }
@@ -155,10 +122,7 @@ impl HeldUnit {
         if !systemd_runs || known {
             return None;
         }
-        let masked = Cmd::new("systemctl")
-            .args(["mask", "--runtime", unit])
-            .run()
-            .context("cannot hold a unit");
+        let masked = Cmd::new("systemctl").args(["mask", "--runtime", unit]).run().context("cannot hold a unit");
         match masked {
             Ok(_) => Some(Self(unit)),
             Err(error) => {
@@ -171,16 +135,9 @@ impl HeldUnit {
 
 impl Drop for HeldUnit {
     fn drop(&mut self) {
-        let _ = Cmd::new("systemctl")
-            .args(["unmask", "--runtime", self.0])
-            .output();
-        let _ = Cmd::new("systemctl")
-            .args(["disable", "--now", self.0])
-            .output();
-        say(format!(
-            "  {} is installed, but neither started nor enabled",
-            self.0
-        ));
+        let _ = Cmd::new("systemctl").args(["unmask", "--runtime", self.0]).output();
+        let _ = Cmd::new("systemctl").args(["disable", "--now", self.0]).output();
+        say(format!("  {} is installed, but neither started nor enabled", self.0));
     }
 }
 
@@ -191,17 +148,13 @@ mod tests {
     #[test]
     fn only_what_is_not_there_is_missing() {
         let absent = need("no-such-program-here", "no-such-package", "nothing");
-        let names: Vec<&str> = missing(&[need("sh", "dash", "shell"), absent])
-            .iter()
-            .map(|n| n.program)
-            .collect();
+        let names: Vec<&str> = missing(&[need("sh", "dash", "shell"), absent]).iter().map(|n| n.program).collect();
         assert_eq!(names, ["no-such-program-here"]);
     }
 
     #[test]
     fn the_line_for_people_without_root_is_complete() {
-        let line =
-            "sudo apt-get update && sudo apt-get install -y --no-install-recommends skopeo curl";
+        let line = "sudo apt-get update && sudo apt-get install -y --no-install-recommends skopeo curl";
         assert_eq!(apt_line("skopeo curl"), line);
     }
 }

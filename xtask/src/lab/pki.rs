@@ -34,33 +34,14 @@ impl Authority {
     pub fn create(dir: &Path, name: &str) -> anyhow::Result<Self> {
         let (cert, key) = (dir.join("ca.crt"), dir.join("ca.key"));
         openssl(dir)
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "30",
-            ])
-            .args([
-                "-subj",
-                &format!("/CN={name}"),
-                "-addext",
-                "keyUsage=critical,keyCertSign,cRLSign",
-            ])
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"])
+            .args(["-subj", &format!("/CN={name}"), "-addext", "keyUsage=critical,keyCertSign,cRLSign"])
             .arg("-keyout")
             .arg(&key)
             .arg("-out")
             .arg(&cert)
             .run()?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            cert,
-            key,
-        })
+        Ok(Self { dir: dir.to_owned(), cert, key })
     }
 
     /// Signs a server certificate for names and addresses; its files are `NAME.crt` and `NAME.key`.
@@ -72,32 +53,15 @@ impl Authority {
         let (cert, key, request, extensions) = (file("crt"), file("key"), file("csr"), file("ext"));
         let names: Vec<String> = hosts
             .iter()
-            .map(|host| {
-                format!(
-                    "{}:{host}",
-                    if host.parse::<IpAddr>().is_ok() {
-                        "IP"
-                    } else {
-                        "DNS"
-                    }
-                )
-            })
+            .map(|host| format!("{}:{host}", if host.parse::<IpAddr>().is_ok() { "IP" } else { "DNS" }))
             .collect();
         let text = format!(
             "subjectAltName={}\nbasicConstraints=critical,CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n",
             names.join(",")
         );
-        fs::write(&extensions, text)
-            .with_context(|| format!("cannot write {}", extensions.display()))?;
+        fs::write(&extensions, text).with_context(|| format!("cannot write {}", extensions.display()))?;
         openssl(&self.dir)
-            .args([
-                "req",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-            ])
+            .args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
             .args(["-subj", &format!("/CN={name}"), "-keyout"])
             .arg(&key)
             .arg("-out")
@@ -132,22 +96,14 @@ mod tests {
     fn the_certificate_is_good_for_its_names_only() {
         let dir = scratch("pki").unwrap();
         let authority = Authority::create(dir.path(), "Test CA").unwrap();
-        let identity = authority
-            .issue("gate", &["localhost", "registry.test", "127.0.0.1", "::1"])
-            .unwrap();
+        let identity = authority.issue("gate", &["localhost", "registry.test", "127.0.0.1", "::1"]).unwrap();
         let verify = |kind: &str, name: &str| {
-            let cmd = openssl(dir.path())
-                .args(["verify", kind, name, "-CAfile"])
-                .arg(&authority.cert);
+            let cmd = openssl(dir.path()).args(["verify", kind, name, "-CAfile"]).arg(&authority.cert);
             cmd.arg(&identity.cert).run()
         };
         verify("-verify_hostname", "registry.test").unwrap();
         verify("-verify_ip", "127.0.0.1").unwrap();
         verify("-verify_hostname", "other.test").unwrap_err();
-        assert!(
-            fs::read_to_string(&identity.key)
-                .unwrap()
-                .starts_with("-----BEGIN PRIVATE KEY-----")
-        );
+        assert!(fs::read_to_string(&identity.key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
     }
 }

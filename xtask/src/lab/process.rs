@@ -41,19 +41,9 @@ impl Service {
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let errors = file.try_clone().context("cannot share the log")?;
         let mut command = dies_with_us(&cmd.into_command());
-        command
-            .stdin(Stdio::null())
-            .stdout(file)
-            .stderr(errors)
-            .process_group(0);
-        let child = spawn_from_lasting_thread(command)
-            .with_context(|| format!("cannot start `{shown}`"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            shown,
-            child,
-            log,
-        })
+        command.stdin(Stdio::null()).stdout(file).stderr(errors).process_group(0);
+        let child = spawn_from_lasting_thread(command).with_context(|| format!("cannot start `{shown}`"))?;
+        Ok(Self { name: name.to_owned(), shown, child, log })
     }
 
     /// Its process id.
@@ -82,20 +72,11 @@ impl Service {
     ///
     /// # Errors
     /// When the process ends or the time is up first.
-    pub fn wait_until(
-        &mut self,
-        what: &str,
-        mut ready: impl FnMut() -> bool,
-    ) -> anyhow::Result<()> {
+    pub fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) -> anyhow::Result<()> {
         let end = Instant::now() + START_DEADLINE;
         loop {
             if let Some(status) = self.exited() {
-                bail!(
-                    "{} ended ({status}) before it was {what}: `{}`\n{}",
-                    self.name,
-                    self.shown,
-                    tail(&self.log())
-                );
+                bail!("{} ended ({status}) before it was {what}: `{}`\n{}", self.name, self.shown, tail(&self.log()));
             }
             if ready() {
                 return Ok(());
@@ -103,12 +84,7 @@ impl Service {
             interrupt::check()?;
             if Instant::now() > end {
                 let waited = START_DEADLINE.as_secs();
-                bail!(
-                    "{} was not {what} after {waited} s: `{}`\n{}",
-                    self.name,
-                    self.shown,
-                    tail(&self.log())
-                );
+                bail!("{} was not {what} after {waited} s: `{}`\n{}", self.name, self.shown, tail(&self.log()));
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -130,9 +106,7 @@ impl Service {
     /// When its exit status cannot be read.
     pub fn stop(mut self, grace: Duration) -> anyhow::Result<ExitStatus> {
         end_group(&mut self.child, grace);
-        self.child
-            .wait()
-            .with_context(|| format!("cannot wait for {}", self.name))
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
     /// Its processor time and memory now.
@@ -153,10 +127,7 @@ impl Drop for Service {
 /// `setpriv` sets the parent-death signal between fork and exec; doing that here would take `unsafe`.
 fn dies_with_us(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
-    wrapped
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(command.get_program())
-        .args(command.get_args());
+    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(name, value),
@@ -227,9 +198,7 @@ pub fn random() -> u64 {
 /// # Errors
 /// When it cannot be made.
 pub fn scratch(name: &str) -> anyhow::Result<tempfile::TempDir> {
-    let made = tempfile::Builder::new()
-        .prefix(&format!("portcullis-{name}-"))
-        .tempdir();
+    let made = tempfile::Builder::new().prefix(&format!("portcullis-{name}-")).tempdir();
     made.context("cannot create a temporary directory")
 }
 
@@ -256,24 +225,12 @@ impl Usage {
         };
         let stat = read("stat")?;
         // The name in parentheses may hold spaces; what follows it does not.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        let ticks = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|field| field.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
         let status = read("status")?;
         let kilobytes = |key: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-                .unwrap_or(0)
-                * 1024
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 1024
         };
         Ok(Self {
             cpu: (ticks(11) + ticks(12)) as f64 / rustix::param::clock_ticks_per_second() as f64,
@@ -300,18 +257,9 @@ impl Usage {
 }
 
 fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<u32>>()
-        })
-        .collect()
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
 /// Whether we run as root.
@@ -323,16 +271,7 @@ pub fn is_root() -> bool {
 /// A command that runs as nobody, without groups; needs root.
 #[must_use]
 pub fn as_nobody(program: impl AsRef<OsStr>) -> Cmd {
-    Cmd::new("setpriv")
-        .args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--",
-        ])
-        .arg(program)
+    Cmd::new("setpriv").args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(program)
 }
 
 #[cfg(test)]
@@ -349,11 +288,7 @@ mod tests {
         let cmd = Cmd::new("sh").args(["-c", "sleep 60 & echo $!; wait"]);
         let mut service = Service::start("sh", cmd, dir.path()).unwrap();
         let log = service.log.clone();
-        service
-            .wait_until("up", || {
-                fs::read_to_string(&log).is_ok_and(|text| text.ends_with('\n'))
-            })
-            .unwrap();
+        service.wait_until("up", || fs::read_to_string(&log).is_ok_and(|text| text.ends_with('\n'))).unwrap();
         let (parent, child) = (service.pid(), service.log().trim().parse::<u32>().unwrap());
         assert!(alive(parent) && alive(child));
         drop(service);
@@ -381,10 +316,7 @@ mod tests {
         let mut service = Service::start("luck", cmd, dir.path()).unwrap();
         let error = service.wait_listening(free_address().unwrap()).unwrap_err();
         let text = format!("{error:#}");
-        assert!(
-            text.contains("no such luck") && text.contains("exit status: 4"),
-            "{text}"
-        );
+        assert!(text.contains("no such luck") && text.contains("exit status: 4"), "{text}");
     }
 
     #[test]

@@ -25,12 +25,8 @@ pub fn skip(reason: &str) {
 /// The names and reasons in such a file.
 #[must_use]
 pub fn parse(text: &str) -> Vec<(String, String)> {
-    let lines = text
-        .lines()
-        .filter_map(|line| line.strip_prefix(PREFIX)?.split_once(": "));
-    lines
-        .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
-        .collect()
+    let lines = text.lines().filter_map(|line| line.strip_prefix(PREFIX)?.split_once(": "));
+    lines.map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -40,12 +36,6 @@ mod tests {
     #[test]
     fn a_reason_may_hold_colons() {
         let read = parse("noise\nskipped: guard::drops: not root: run it with sudo\n");
-        assert_eq!(
-            read,
-            [(
-                "guard::drops".to_owned(),
-                "not root: run it with sudo".to_owned()
-            )]
-        );
+        assert_eq!(read, [("guard::drops".to_owned(), "not root: run it with sudo".to_owned())]);
     }
 }

@@ -28,43 +28,25 @@ impl Skopeo {
     /// # Errors
     /// When its home cannot be made.
     pub fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            home: scratch("skopeo")?,
-        })
+        Ok(Self { home: scratch("skopeo")? })
     }
 
     /// Pushes the image `latest` of a layout to `HOST:PORT/NAME:TAG`.
     ///
     /// # Errors
     /// When it cannot be started; a refusal is in the output.
-    pub fn push(
-        &self,
-        layout: &Path,
-        to: &str,
-        creds: Option<&str>,
-        trust: Trust<'_>,
-    ) -> anyhow::Result<Output> {
+    pub fn push(&self, layout: &Path, to: &str, creds: Option<&str>, trust: Trust<'_>) -> anyhow::Result<Output> {
         let cmd = self.copy("dest", creds, trust);
-        cmd.arg(format!("oci:{}:latest", layout.display()))
-            .arg(format!("docker://{to}"))
-            .output()
+        cmd.arg(format!("oci:{}:latest", layout.display())).arg(format!("docker://{to}")).output()
     }
 
     /// Pulls `HOST:PORT/NAME:TAG` into a layout, as `latest`.
     ///
     /// # Errors
     /// When it cannot be started; a refusal is in the output.
-    pub fn pull(
-        &self,
-        from: &str,
-        layout: &Path,
-        creds: Option<&str>,
-        trust: Trust<'_>,
-    ) -> anyhow::Result<Output> {
+    pub fn pull(&self, from: &str, layout: &Path, creds: Option<&str>, trust: Trust<'_>) -> anyhow::Result<Output> {
         let cmd = self.copy("src", creds, trust);
-        cmd.arg(format!("docker://{from}"))
-            .arg(format!("oci:{}:latest", layout.display()))
-            .output()
+        cmd.arg(format!("docker://{from}")).arg(format!("oci:{}:latest", layout.display())).output()
     }
 
     fn copy(&self, side: &str, creds: Option<&str>, trust: Trust<'_>) -> Cmd {
@@ -107,17 +89,9 @@ mod tests {
         let written = image::write(there.path(), &[1, 70_000, 3_000_000], random()).unwrap();
         let skopeo = Skopeo::new().unwrap();
         let name = format!("{}/team/app:1", registry.addr());
-        skopeo
-            .push(there.path(), &name, None, Trust::Plain)
-            .unwrap()
-            .ok()
-            .unwrap();
+        skopeo.push(there.path(), &name, None, Trust::Plain).unwrap().ok().unwrap();
         assert!(registry.blob_file(&written.layers[1]).is_file());
-        skopeo
-            .pull(&name, back.path(), None, Trust::Plain)
-            .unwrap()
-            .ok()
-            .unwrap();
+        skopeo.pull(&name, back.path(), None, Trust::Plain).unwrap().ok().unwrap();
         let comparison = image::compare(there.path(), back.path()).unwrap();
         assert_eq!((comparison.blobs, comparison.bytes), (5, written.bytes));
     }

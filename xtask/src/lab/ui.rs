@@ -1,8 +1,5 @@
 //! What a person sees: steps with their elapsed time (a spinner on a terminal, plain lines elsewhere) and tables.
-#![allow(
-    clippy::print_stdout,
-    reason = "these are command-line tools: this is where they print"
-)]
+#![allow(clippy::print_stdout, reason = "these are command-line tools: this is where they print")]
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, stdout};
@@ -43,13 +40,7 @@ impl Step {
             say(format!("… {label}"));
         }
         let now = Instant::now();
-        Self {
-            label,
-            begun: now,
-            last_note: now,
-            bar,
-            done: false,
-        }
+        Self { label, begun: now, last_note: now, bar, done: false }
     }
 
     /// Shows what the step is at: at once on a terminal, every 30 seconds elsewhere.
@@ -59,11 +50,7 @@ impl Step {
             bar.set_message(format!("{} · {text}", self.label));
         } else if self.last_note.elapsed() >= Duration::from_secs(30) {
             self.last_note = Instant::now();
-            say(format!(
-                "  {} ({:.0} s)",
-                text.trim(),
-                self.begun.elapsed().as_secs_f64()
-            ));
+            say(format!("  {} ({:.0} s)", text.trim(), self.begun.elapsed().as_secs_f64()));
         }
     }
 
@@ -77,11 +64,7 @@ impl Step {
 
     /// Ends the step well; `outcome` is one short remark or nothing.
     pub fn done(mut self, outcome: &str) {
-        let remark = if outcome.is_empty() {
-            String::new()
-        } else {
-            format!(": {outcome}")
-        };
+        let remark = if outcome.is_empty() { String::new() } else { format!(": {outcome}") };
         self.finish(&format!("✓ {}{remark}", self.label));
     }
 
@@ -90,10 +73,7 @@ impl Step {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
-        say(format!(
-            "{text} ({:.1} s)",
-            self.begun.elapsed().as_secs_f64()
-        ));
+        say(format!("{text} ({:.1} s)", self.begun.elapsed().as_secs_f64()));
     }
 }
 
@@ -134,14 +114,8 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = vec![
-            vec!["a".into(), "1".into()],
-            vec!["long one".into(), "22".into()],
-        ];
-        let lines: Vec<String> = table(&["what", "n"], &rows)
-            .lines()
-            .map(String::from)
-            .collect();
+        let rows = vec![vec!["a".into(), "1".into()], vec!["long one".into(), "22".into()]];
+        let lines: Vec<String> = table(&["what", "n"], &rows).lines().map(String::from).collect();
         assert_eq!(lines[0], "  what      n");
         assert_eq!(lines[2], "  a         1");
         assert_eq!(lines[3], "  long one  22");

@@ -28,10 +28,7 @@ impl Report {
     pub(super) fn read(&mut self, line: &str) -> bool {
         let line = line.trim_end();
         if let Some(name) = suite_name(line) {
-            self.suites.push(Suite {
-                name,
-                ..Suite::default()
-            });
+            self.suites.push(Suite { name, ..Suite::default() });
             return true;
         }
         if let Some(result) = line.strip_prefix("test result: ") {
@@ -45,10 +42,7 @@ impl Report {
         if self.in_failures {
             self.failures.push_str(line);
             self.failures.push('\n');
-        } else if let Some((name, outcome)) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.split_once(" ... "))
-        {
+        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
             self.test(name, outcome);
         }
         false
@@ -73,11 +67,7 @@ impl Report {
             return;
         };
         for part in result.split([';', '.']).map(str::trim) {
-            let number = part
-                .split(' ')
-                .next()
-                .and_then(|word| word.parse().ok())
-                .unwrap_or(0);
+            let number = part.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0);
             match part.rsplit(' ').next() {
                 Some("passed") => suite.passed = number,
                 Some("failed") => suite.failed = number,
@@ -85,18 +75,14 @@ impl Report {
                 _ => {}
             }
         }
-        let time = result
-            .rsplit("finished in ")
-            .next()
-            .and_then(|time| time.strip_suffix('s'));
+        let time = result.rsplit("finished in ").next().and_then(|time| time.strip_suffix('s'));
         suite.seconds = time.and_then(|time| time.parse().ok()).unwrap_or(0.0);
     }
 
     /// A test that skips itself has passed for libtest; here it counts as skipped.
     pub(super) fn skipped_itself(&mut self, test: &str) -> bool {
         let mut suites = self.suites.iter_mut();
-        let Some(suite) = suites.find(|suite| suite.passed > 0 && suite.tests.contains(test))
-        else {
+        let Some(suite) = suites.find(|suite| suite.passed > 0 && suite.tests.contains(test)) else {
             return false;
         };
         suite.tests.remove(test);
@@ -156,36 +142,14 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let mut report = Report::default();
         let shown = OUTPUT.lines().filter(|line| report.read(line)).count();
         assert_eq!(shown, 6);
-        let names: Vec<&str> = report
-            .suites
-            .iter()
-            .map(|suite| suite.name.as_str())
-            .collect();
+        let names: Vec<&str> = report.suites.iter().map(|suite| suite.name.as_str()).collect();
         let documentation = "portcullis, examples in the documentation";
-        assert_eq!(
-            names,
-            [
-                "portcullis, src/lib.rs",
-                "main, ../tests/main.rs",
-                documentation
-            ]
-        );
+        assert_eq!(names, ["portcullis, src/lib.rs", "main, ../tests/main.rs", documentation]);
         let first = &report.suites[0];
-        assert_eq!(
-            (first.passed, first.failed, first.ignored, first.seconds),
-            (1, 1, 1, 0.25)
-        );
+        assert_eq!((first.passed, first.failed, first.ignored, first.seconds), (1, 1, 1, 0.25));
         assert_eq!(report.failed, ["auth::broken"]);
-        assert_eq!(
-            report.ignored,
-            [("auth::slow".to_owned(), "takes an hour".to_owned())]
-        );
-        assert!(
-            report
-                .failure_text()
-                .unwrap()
-                .contains("---- auth::broken stdout ----")
-        );
+        assert_eq!(report.ignored, [("auth::slow".to_owned(), "takes an hour".to_owned())]);
+        assert!(report.failure_text().unwrap().contains("---- auth::broken stdout ----"));
     }
 
     #[test]
