@@ -1,6 +1,7 @@
 //! Integration tests of the real binary: one file a subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test that is how a failure looks")]
 
+mod cli;
 mod readme;
 mod round_trip;
 mod support;

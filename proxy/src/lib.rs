@@ -8,9 +8,12 @@
 
 pub mod auth;
 pub mod config;
+pub mod forward;
 pub mod http;
+pub mod limit;
 pub mod policy;
 pub mod registry;
+pub mod reply;
 pub mod verdict;
 
 #[cfg(feature = "edge")]

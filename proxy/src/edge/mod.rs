@@ -1,3 +1,32 @@
-//! The asynchronous edge: sockets, TLS, the kernel.
+//! The asynchronous edge: sockets, TLS, threads, the kernel. It moves bytes and decides nothing.
+//!
+//! Begin with [`connection`], the life of one request. The others, from the outside in:
+//!
+//! * [`server`] starts and stops everything; [`worker`] is one thread; [`listener`] accepts
+//! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
+//! * [`plan`], [`gate`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
+//! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it
+//! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`] and [`files`] serve their commands
+//! * [`sys`] makes the system calls
 
+pub mod admin;
+pub mod auth_backend;
+pub mod auth_service;
+pub mod connection;
+pub mod exchange;
+pub mod files;
+pub mod gate;
 pub mod guard;
+pub mod hashing;
+pub mod listener;
+pub mod plan;
+pub mod relay;
+pub mod server;
+pub mod stream;
+pub mod sys;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;
+pub mod user;
+pub mod watch;
+pub mod worker;

@@ -1,0 +1,118 @@
+//! The admin listener: is the gate alive, is it ready, what has it counted. On its own port, never the data port, and on
+//! a thread of its own: it answers when the workers are busy.
+
+use std::fmt::Write as _;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+
+use super::server::bind_problem;
+use super::sys::driver::Kind as DriverKind;
+use super::worker::Shared;
+
+/// Where it listens unless told otherwise.
+const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
+
+/// How long a caller may take to send its request, and to take the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Binds the listener, if one is wanted. That the default port is taken, by another gate on this host perhaps, is no reason
+/// not to start; that the port somebody asked for is taken is one.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn bind(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address == DEFAULT && error.kind() == io::ErrorKind::AddrInUse => {
+            let _ = writeln!(io::stderr().lock(), "portcullis: warning: no admin listener: {address} is in use");
+            Ok(None)
+        }
+        Err(error) => Err(anyhow!("cannot listen on {address} for --admin: {}", bind_problem(&error))),
+    }
+}
+
+/// Serves it from now on.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(listener: Option<TcpListener>, shared: Arc<Shared>, driver: DriverKind) -> anyhow::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
+    let serve = move || {
+        for stream in listener.incoming().flatten() {
+            // One caller after the other, each with a deadline: nobody can use up more than this one thread.
+            let _ = answer(stream, &shared, driver);
+        }
+    };
+    std::thread::Builder::new().name("admin".to_owned()).spawn(serve).context("cannot start the admin thread")?;
+    Ok(())
+}
+
+fn answer(mut stream: TcpStream, shared: &Shared, driver: DriverKind) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut head = Vec::new();
+    let mut piece = [0; 1024];
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < 8192 {
+        match stream.read(&mut piece)? {
+            0 => return Ok(()),
+            n => head.extend_from_slice(&piece[..n]),
+        }
+    }
+    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+    let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|&b| b == b' ').next());
+    let (status, kind, body) = match target {
+        Some(b"/healthz") => ("200 OK", "text/plain", "ok\n".to_owned()),
+        Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(shared, driver)),
+        Some(_) => ("404 Not Found", "text/plain", "here are /healthz and /metrics\n".to_owned()),
+        None => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The counters in Prometheus' text format.
+fn metrics(shared: &Shared, driver: DriverKind) -> String {
+    let counters = &shared.counters;
+    let mut out = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
+        // Writing into a String does not fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(out, "{name}{labels} {value}");
+        }
+    };
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let plain = |value: u64| vec![(String::new(), value)];
+    let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+    let exchanges: Vec<_> =
+        classes.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
+    let sources = ["policy", "cache", "flight", "asked"];
+    let verdicts: Vec<_> =
+        sources.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
+    let bytes = [
+        ("{path=\"splice\"}".to_owned(), load(&counters.bytes_spliced)),
+        ("{path=\"copy\"}".to_owned(), load(&counters.bytes_copied)),
+    ];
+    family("portcullis_exchanges_total", "counter", "Exchanges by status class.", &exchanges);
+    family("portcullis_verdicts_total", "counter", "Verdicts by where they came from.", &verdicts);
+    family("portcullis_response_bytes_total", "counter", "Response body bytes by how they moved.", &bytes);
+    family("portcullis_connections", "gauge", "Open downstream connections.", &plain(load(&counters.connections)));
+    let refused = plain(load(&counters.connections_refused));
+    family("portcullis_connections_refused_total", "counter", "Connections closed above the limit.", &refused);
+    let remembered = plain(shared.gate.remembered() as u64);
+    family("portcullis_verdicts_remembered", "gauge", "Answers of the authenticator in the cache.", &remembered);
+    let dropped = plain(load(&counters.log_dropped));
+    family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
+    let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
+    family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
+    out
+}

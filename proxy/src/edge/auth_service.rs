@@ -1,0 +1,145 @@
+//! `portcullis auth-service`: the small stand-alone Basic auth service of the 2014 recipe. Any path, any method: 200 for a
+//! good login, 401 with a challenge for everything else.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+
+use super::files::load_htpasswd;
+use super::hashing::Hashers;
+use super::server::bind_problem;
+use super::stream::{recv_some, send_all};
+use super::sys::driver::Driver;
+use super::sys::privilege::raise_file_limit;
+use super::sys::socket::{self, Socket};
+use super::watch::{Watch, Watched};
+use crate::auth::{Htpasswd, challenge, credentials};
+use crate::config::Limits as Configured;
+use crate::forward::connection_field;
+use crate::http::RequestHead;
+use crate::http::head::{self, Limits};
+use crate::limit::MinimumRate;
+
+/// What the service of 2014 said, word for word: scripts look for it.
+const WELCOME: &str = "User authenticated successfully";
+
+struct Service {
+    htpasswd: Arc<Htpasswd>,
+    hashers: Hashers,
+    challenge: String,
+    limits: Limits,
+    configured: Configured,
+}
+
+/// Serves until it is stopped.
+///
+/// # Errors
+/// When the file cannot be used or the address not be bound.
+pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<ExitCode> {
+    challenge::check_realm(realm).map_err(|problem| anyhow!("the realm {problem}"))?;
+    let htpasswd = Arc::new(load_htpasswd(htpasswd).map_err(anyhow::Error::msg)?);
+    raise_file_limit();
+    let fd = socket::listener(listen, false)
+        .map_err(|error| anyhow!("cannot listen on {listen}: {}", bind_problem(&error)))?;
+    let configured = Configured::default();
+    let hashers = Hashers::new(configured.hash_threads, configured.hash_queue);
+    hashers.start().context("cannot start the password helpers")?;
+    let limits =
+        Limits { head_bytes: configured.head_bytes, target_bytes: configured.target_bytes, fields: configured.fields };
+    let service = Rc::new(Service { htpasswd, hashers, challenge: challenge::basic(realm), limits, configured });
+    let mut driver = Driver::build().context("cannot start the event loop")?;
+    let _ = writeln!(io::stderr().lock(), "portcullis: auth-service: listening on http://{listen}");
+    driver.block_on(accept(service, fd))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn accept(service: Rc<Service>, fd: std::os::fd::OwnedFd) -> anyhow::Result<()> {
+    let watch = Watch::new(MinimumRate { bytes_per_second: 0, window: 10_000 });
+    monoio::spawn(Rc::clone(&watch).run());
+    let listener = Socket::new(fd)?;
+    loop {
+        match listener.try_accept() {
+            Ok((fd, _)) => {
+                let (service, socket) = (Rc::clone(&service), watch.add(Socket::new(fd)?));
+                monoio::spawn(async move { while service.answer(&socket).await {} });
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => listener.readable().await?,
+            // Out of files, or a connection that died in the queue: neither is the service's end.
+            Err(_) => monoio::time::sleep(std::time::Duration::from_millis(20)).await,
+        }
+    }
+}
+
+impl Service {
+    /// Answers one request; whether another may follow.
+    async fn answer(&self, socket: &Watched) -> bool {
+        socket.expect_within(self.configured.idle_timeout);
+        let mut read = Vec::new();
+        let mut seen = 0;
+        let len = loop {
+            if !read.is_empty() {
+                match head::end(&read, seen, &self.limits) {
+                    Ok(Some(len)) => break len,
+                    Ok(None) => {}
+                    Err(reject) => return self.reply(socket, reject.status(), None).await,
+                }
+            }
+            seen = read.len();
+            if !matches!(recv_some(socket, &mut read, 4096).await, Ok(1..)) {
+                return false;
+            }
+        };
+        match head::request(&read[..len], &self.limits) {
+            Ok(head) => {
+                let status = self.judge(&head).await;
+                // A body, or a request sent ahead, is not worth reading: only a bare request keeps the connection.
+                let keep = head.keep_alive && head.framing.is_empty() && len == read.len();
+                self.reply(socket, status, keep.then_some(&head)).await
+            }
+            Err(reject) => self.reply(socket, reject.status(), None).await,
+        }
+    }
+
+    async fn judge(&self, head: &RequestHead<'_>) -> u16 {
+        let Some(Ok(basic)) = head.authorization.map(credentials::parse) else { return 401 };
+        let file = Arc::clone(&self.htpasswd);
+        match self.hashers.run(move || file.verify(&basic.user, basic.password.expose())).await {
+            Ok(true) => 200,
+            Ok(false) => 401,
+            Err(_) => 503,
+        }
+    }
+
+    async fn reply(&self, socket: &Watched, status: u16, keep: Option<&RequestHead<'_>>) -> bool {
+        let (reason, body) = match status {
+            200 => ("OK", WELCOME),
+            401 => ("Unauthorized", "Authentication required"),
+            503 => ("Service Unavailable", "Too many logins at once"),
+            _ => ("Bad Request", "This is not a request that can be answered"),
+        };
+        let mut out = Vec::with_capacity(256);
+        // Writing into a Vec does not fail.
+        let _ =
+            write!(out, "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n", body.len());
+        match status {
+            401 => {
+                let _ = write!(out, "WWW-Authenticate: {}\r\n", self.challenge);
+            }
+            503 => out.extend_from_slice(b"Retry-After: 1\r\n"),
+            _ => {}
+        }
+        let version = keep.map_or(crate::http::Version::Http11, |head| head.version);
+        connection_field(keep.is_some(), version, &mut out);
+        out.extend_from_slice(b"\r\n");
+        let head_only = keep.is_some_and(|head| head.method == "HEAD");
+        if !head_only {
+            out.extend_from_slice(body.as_bytes());
+        }
+        send_all(socket, &out).await.is_ok() && keep.is_some()
+    }
+}

@@ -1,0 +1,314 @@
+//! **Read this first.** A client's connection from its first byte to its last.
+//!
+//! ```text
+//! accept → TLS → ┌ head → plan → verdict → exchange ┐ → close
+//!                └──────── keep-alive ◄─────────────┘
+//! ```
+//!
+//! * the *head* is read under a deadline and a limit, and understood in one way only ([`crate::http`])
+//! * the *plan* says which site and, for a registry, which endpoint and accesses ([`super::plan`])
+//! * the *verdict* is a permit or a refusal ([`super::gate`], [`crate::verdict`])
+//! * the *exchange* takes the permit to an upstream and relays both bodies ([`super::exchange`])
+//!
+//! Whatever goes wrong on the way is a [`Failure`], and [`crate::reply`] makes it a response. A connection whose state is
+//! not known to the byte is closed, never used again.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::exchange;
+use super::listener::Settings;
+use super::plan::Plan;
+use super::stream::Stream;
+use super::sys::socket::Socket;
+use super::telemetry::{Counters, Record, loggable_target};
+use super::worker::Worker;
+use crate::forward::Downstream;
+use crate::http::head::{self, Limits};
+use crate::http::{Framing, RequestHead, Version};
+use crate::reply::{Failure, Style};
+use crate::verdict::{Permit, Refusal};
+
+/// Bytes asked for at once while a head is awaited.
+const HEAD_READ: usize = 8 * 1024;
+
+/// A refused request's body up to this length is read and dropped, so that the connection can be used again.
+const DISCARDED: u64 = 64 * 1024;
+
+/// How long a client may go on sending after the last response, before the connection is cut. Cut at once, with bytes of
+/// its still unread, it would get a reset and perhaps never see the response.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// What becomes of the connection after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Another request may come.
+    KeepAlive,
+    /// Everything was said.
+    Close,
+    /// A response was sent, but the client may still be sending.
+    Linger,
+    /// The response is not whole: cut it, so that nobody takes it for whole.
+    Abort,
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Client<'w> {
+    /// The worker that it belongs to.
+    pub worker: &'w Worker,
+    /// The connection itself.
+    pub stream: Stream,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// What its listener says.
+    pub settings: &'w Settings,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Settings) {
+    let Ok(socket) = Socket::new(fd) else { return };
+    let socket = worker.watch.add(socket);
+    let mut read = Vec::new();
+    let stream = match &settings.tls {
+        None => Stream::plain(socket),
+        Some(config) => {
+            socket.expect_within(worker.shared.config.limits.tls_timeout);
+            match Stream::secure(socket, config, &mut read).await {
+                Ok(stream) => stream,
+                Err(_) => return,
+            }
+        }
+    };
+    let client = Client { worker, stream, peer, settings };
+    let last = loop {
+        match client.request(&mut read).await {
+            Next::KeepAlive if !worker.watch.draining() => {}
+            Next::KeepAlive => break Next::Close,
+            last => break last,
+        }
+    };
+    client.end(last).await;
+}
+
+impl Client<'_> {
+    /// Reads one request and answers it.
+    async fn request(&self, read: &mut Vec<u8>) -> Next {
+        let len = match self.head(read).await {
+            Ok(Some(len)) => len,
+            Ok(None) => return Next::Close,
+            Err(failure) => return self.reject(&failure, Record::default()).await,
+        };
+        let (began, clock) = (SystemTime::now(), Instant::now());
+        // What follows the head stays in `read`; the head's bytes live as long as the exchange.
+        let rest = read.split_off(len);
+        let head_bytes = std::mem::replace(read, rest);
+        let mut record = Record { began: Some(began), ..Record::default() };
+        let next = match head::request(&head_bytes, &self.limits()) {
+            Ok(head) => {
+                record.method = head.method.to_owned();
+                record.target = loggable_target(head.target);
+                self.understood(&head, read, &mut record).await
+            }
+            Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
+        };
+        record.took = clock.elapsed();
+        self.log(record);
+        next
+    }
+
+    /// Reads until a whole head is at the start of `read`: its length, or nothing when the client went away between two
+    /// requests.
+    async fn head(&self, read: &mut Vec<u8>) -> Result<Option<usize>, Failure> {
+        let limits = &self.worker.shared.config.limits;
+        let socket = self.stream.socket();
+        if read.is_empty() {
+            // Waiting costs no buffer: most connections are idle most of the time.
+            *read = Vec::new();
+            socket.expect_within(limits.idle_timeout);
+            socket.set_idle(true);
+            let woken = self.stream.wait().await;
+            socket.set_idle(false);
+            if woken.is_err() {
+                return Ok(None);
+            }
+        }
+        socket.expect_within(limits.head_timeout);
+        let mut seen = 0;
+        loop {
+            if !read.is_empty()
+                && let Some(len) = head::end(read, seen, &self.limits()).map_err(Failure::Reject)?
+            {
+                socket.expect_nothing();
+                return Ok(Some(len));
+            }
+            seen = read.len();
+            match self.stream.read(read, HEAD_READ).await {
+                Ok(0) | Err(_) if seen == 0 => return Ok(None),
+                _ if socket.expired() => return Err(Failure::HeadTimeout),
+                Ok(0) | Err(_) => return Ok(None),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let limits = &self.worker.shared.config.limits;
+        Limits { head_bytes: limits.head_bytes, target_bytes: limits.target_bytes, fields: limits.fields }
+    }
+
+    /// From a head to an answer.
+    async fn understood(&self, head: &RequestHead<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
+        let plan = match Plan::make(&self.worker.shared.sites, head) {
+            Ok(plan) => plan,
+            Err((failure, oci)) => return self.refuse(&failure, oci, head, read, record).await,
+        };
+        let from = Downstream {
+            peer: self.peer.ip().to_canonical(),
+            secure: self.stream.is_secure(),
+            host: head.host.unwrap_or_else(|| plan.site(&self.worker.shared.sites).services[0].authority.as_ref()),
+        };
+        match self.verdict(head, &plan, &from, record).await {
+            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,
+            Err(failure) => self.refuse(&failure, plan.oci, head, read, record).await,
+        }
+    }
+
+    /// The permit, and the target that it is for.
+    async fn verdict(
+        &self,
+        head: &RequestHead<'_>,
+        plan: &Plan,
+        from: &Downstream<'_>,
+        record: &mut Record,
+    ) -> Result<(Permit, String), Failure> {
+        if let Some(permit) = crate::verdict::open(head.method, &plan.target) {
+            return Ok((permit, plan.target.clone()));
+        }
+        if self.settings.refuses_credentials && head.authorization.is_some() {
+            return Err(Failure::Plaintext);
+        }
+        let gate = &self.worker.shared.gate;
+        let backend = self.worker.backend.as_ref();
+        let (mut target, mut verdict, mut source);
+        (target, (verdict, source)) = (plan.target.clone(), gate.admit(&plan.ask(head, from, false), backend).await);
+        if let (Err(Refusal::Forbidden { .. }), Some(plain)) = (&verdict, &plan.target_without_mount) {
+            // No right to pull from the other repository: without the mount the client simply uploads.
+            target.clone_from(plain);
+            (verdict, source) = gate.admit(&plan.ask(head, from, true), backend).await;
+        }
+        Counters::add(&self.worker.shared.counters.verdicts[source as usize], 1);
+        record.verdict = Some(source.as_str());
+        match verdict {
+            Ok(permit) => {
+                record.user = permit.principal().name().map(str::to_owned);
+                record.rule = permit.rule();
+                Ok((permit, target))
+            }
+            Err(Refusal::Unauthenticated { .. }) if self.settings.refuses_credentials => Err(Failure::Plaintext),
+            // docker takes anything but a 401 here for "no login needed" and goes on without one.
+            Err(Refusal::Unavailable { why }) if plan.is_base && head.authorization.is_none() => {
+                record.error = Some(why.to_owned());
+                Err(Failure::Refused(Refusal::Unauthenticated { challenge: None }))
+            }
+            Err(refusal) => Err(Failure::Refused(refusal)),
+        }
+    }
+
+    /// Answers a request that was understood and is not forwarded.
+    pub async fn refuse(
+        &self,
+        failure: &Failure,
+        oci: bool,
+        head: &RequestHead<'_>,
+        read: &mut Vec<u8>,
+        record: &mut Record,
+    ) -> Next {
+        if let Failure::Refused(Refusal::Unavailable { why }) = failure {
+            record.error = Some((*why).to_owned());
+        }
+        let small = match head.framing {
+            Framing::None => true,
+            Framing::Length(length) => length <= DISCARDED && !head.expects_continue,
+            Framing::Chunked | Framing::UntilClose => false,
+        };
+        let keep_alive = head.keep_alive && small && !self.worker.watch.draining();
+        let style = Style {
+            oci,
+            realm: &self.worker.shared.config.auth.realm,
+            version: head.version,
+            head_only: head.method == "HEAD",
+            keep_alive,
+        };
+        record.status = failure.status();
+        if !self.answer(failure, &style).await {
+            return Next::Abort;
+        }
+        match head.framing {
+            _ if !keep_alive && head.framing.is_empty() => Next::Close,
+            Framing::Length(length) if keep_alive => self.discard(length, read).await,
+            _ if keep_alive => Next::KeepAlive,
+            _ => Next::Linger,
+        }
+    }
+
+    /// Answers bytes that are not a request that we understand; what follows them has no meaning.
+    async fn reject(&self, failure: &Failure, mut record: Record) -> Next {
+        let style = Style { oci: false, realm: "", version: Version::Http11, head_only: false, keep_alive: false };
+        record.began = Some(SystemTime::now());
+        record.status = failure.status();
+        record.error = Some(failure.message().into_owned());
+        let sent = self.answer(failure, &style).await;
+        self.log(record);
+        if sent { Next::Linger } else { Next::Abort }
+    }
+
+    async fn answer(&self, failure: &Failure, style: &Style<'_>) -> bool {
+        let mut out = Vec::with_capacity(512);
+        failure.write(style, &mut out);
+        self.stream.socket().expect_rate();
+        self.stream.write_all(&out).await.is_ok()
+    }
+
+    /// Reads past a body that nobody wants.
+    async fn discard(&self, mut left: u64, read: &mut Vec<u8>) -> Next {
+        self.stream.socket().expect_rate();
+        loop {
+            let ours = read.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            read.drain(..ours);
+            left -= ours as u64;
+            if left == 0 {
+                return Next::KeepAlive;
+            }
+            if !matches!(self.stream.read(read, HEAD_READ).await, Ok(1..)) {
+                return Next::Close;
+            }
+        }
+    }
+
+    async fn end(self, how: Next) {
+        match how {
+            Next::Abort => {}
+            Next::KeepAlive | Next::Close => self.stream.finish_sending(),
+            Next::Linger => {
+                self.stream.finish_sending();
+                self.stream.socket().expect_within(LINGER);
+                let mut scrap = Vec::new();
+                while matches!(self.stream.read(&mut scrap, HEAD_READ).await, Ok(1..)) {
+                    scrap.clear();
+                }
+            }
+        }
+    }
+
+    fn log(&self, mut record: Record) {
+        let shared = &self.worker.shared;
+        Counters::add(&shared.counters.exchanges[usize::from(record.status / 100).min(5)], 1);
+        if shared.log.is_on() {
+            record.peer = Some(self.peer);
+            record.tls = self.stream.tls_version();
+            shared.log.write(record, &shared.counters);
+        }
+    }
+}

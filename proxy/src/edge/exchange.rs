@@ -1,0 +1,333 @@
+//! One exchange with an upstream: a request with a permit goes out, its response comes back, both bodies move at once.
+
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+
+use super::connection::{Client, Next};
+use super::plan::Plan;
+use super::relay::{Body, Broken, End, Moved};
+use super::telemetry::{Counters, Record};
+use super::upstream::{Connection, NoResponse, Pool, response_head};
+use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
+use crate::http::head::{self, ResponseHead};
+use crate::http::{Framing, RequestHead};
+use crate::reply::Failure;
+use crate::verdict::Permit;
+
+/// How long an upstream that stopped reading a request has to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The interim answer to `Expect: 100-continue` (RFC 9110 §10.1.1). It is ours to give, after the verdict: an upstream
+/// that never sees the field cannot answer it at the wrong time.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Everything that stays the same through the attempts of one exchange.
+struct Exchange<'e> {
+    client: &'e Client<'e>,
+    head: &'e RequestHead<'e>,
+    from: &'e Downstream<'e>,
+    public_url: Option<&'e str>,
+    /// The request head for the upstream.
+    wire: Vec<u8>,
+}
+
+/// Why an attempt gave no response.
+enum Failed {
+    /// Nothing of the request had an effect: another connection or upstream may be tried.
+    Retry(Failure),
+    /// The request may have had an effect, or the client is gone.
+    Final(Failure),
+    /// The client broke off its own request.
+    Client(String),
+}
+
+/// How far a request with a body got.
+enum Sent {
+    /// All of it is out, and a response head of this length is in.
+    Whole(usize),
+    /// The upstream stopped reading, but a response head of this length is in.
+    CutShort(usize),
+    /// The response came before the end of the request, and has been relayed.
+    Answered(Next),
+}
+
+/// Forwards a request and relays the response.
+#[allow(clippy::too_many_arguments, reason = "the parts of one request, each of another kind")]
+pub async fn run(
+    client: &Client<'_>,
+    permit: &Permit,
+    head: &RequestHead<'_>,
+    plan: &Plan,
+    target: &str,
+    from: &Downstream<'_>,
+    read: &mut Vec<u8>,
+    record: &mut Record,
+) -> Next {
+    let mut wire = Vec::with_capacity(1024);
+    forward::request_head(permit, head, target, from, &mut wire);
+    let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
+    let exchange = Exchange { client, head, from, public_url, wire };
+    let pools = &client.worker.upstreams[plan.site];
+    let failed = if head.framing.is_empty() {
+        exchange.without_body(pools, record).await
+    } else {
+        exchange.with_body(pools, read, record).await
+    };
+    match failed {
+        Ok(next) => next,
+        Err(Failed::Retry(failure) | Failed::Final(failure)) => {
+            client.refuse(&failure, plan.oci, head, read, record).await
+        }
+        Err(Failed::Client(error)) => {
+            record.error = Some(error);
+            Next::Abort
+        }
+    }
+}
+
+impl Exchange<'_> {
+    fn limits(&self) -> &crate::config::Limits {
+        &self.client.worker.shared.config.limits
+    }
+
+    /// A request without a body: it may be sent again while no response has come, if it changes nothing.
+    async fn without_body(&self, pools: &[Pool], record: &mut Record) -> Result<Next, Failed> {
+        let safe = matches!(self.head.method, "GET" | "HEAD");
+        let mut last = Failed::Retry(unreachable());
+        for (tried, pool) in in_turn(pools).enumerate() {
+            let more = tried + 1 < pools.len();
+            match self.once(pool, safe, more, record).await {
+                Err(failed @ Failed::Retry(_)) => last = failed,
+                done => return done,
+            }
+        }
+        Err(last)
+    }
+
+    /// One upstream; a kept connection that turns out to be dead is replaced by a new one.
+    async fn once(&self, pool: &Pool, safe: bool, more: bool, record: &mut Record) -> Result<Next, Failed> {
+        let mut up = pool.get().await.map_err(cannot_connect)?;
+        loop {
+            match self.ask(&mut up).await {
+                Ok(len) => {
+                    if safe && more && matches!(status(&up.read), Some(500 | 502 | 503 | 504)) {
+                        return Err(Failed::Retry(Failure::BadGateway("the service behind this gate failed")));
+                    }
+                    return Ok(self.respond(pool, up, len, record).await);
+                }
+                Err(NoResponse::Lost { silent: true, .. }) if up.reused && safe => {
+                    up = pool.connect().await.map_err(cannot_connect)?;
+                }
+                Err(error) if safe => return Err(Failed::Retry(no_response(&error))),
+                Err(error) => return Err(Failed::Final(no_response(&error))),
+            }
+        }
+    }
+
+    async fn ask(&self, up: &mut Connection) -> Result<usize, NoResponse> {
+        let lost = |error| NoResponse::Lost { error, silent: true };
+        super::stream::send_all(&up.socket, &self.wire).await.map_err(lost)?;
+        up.socket.expect_within(self.limits().response_timeout);
+        response_head(&up.socket, &mut up.read).await
+    }
+
+    /// A request with a body: it goes to the first upstream that takes the connection, and never twice.
+    async fn with_body(&self, pools: &[Pool], read: &mut Vec<u8>, record: &mut Record) -> Result<Next, Failed> {
+        let mut last = cannot_connect(io::ErrorKind::AddrNotAvailable.into());
+        for pool in in_turn(pools) {
+            match pool.get().await {
+                Ok(up) => return self.upload(pool, up, read, record).await,
+                Err(error) => last = cannot_connect(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn upload(
+        &self,
+        pool: &Pool,
+        mut up: Connection,
+        read: &mut Vec<u8>,
+        record: &mut Record,
+    ) -> Result<Next, Failed> {
+        let stream = &self.client.stream;
+        if self.head.expects_continue && read.is_empty() {
+            stream.write_all(CONTINUE).await.map_err(|error| Failed::Client(error.to_string()))?;
+        }
+        let received = Moved::default();
+        let sent = self.send_and_await(pool, &mut up, &received, read, record).await;
+        record.received = received.total();
+        match sent? {
+            Sent::Whole(len) => Ok(self.respond(pool, up, len, record).await),
+            Sent::CutShort(len) => {
+                let (next, _) = self.respond_over(pool, &up.socket, &mut up.read, len, record).await;
+                Ok(linger(next))
+            }
+            Sent::Answered(next) => Ok(linger(next)),
+        }
+    }
+
+    /// Sends the request and waits for the head of its response. Where the response comes first, it is relayed while the
+    /// rest of the request is still on its way: side by side, or a service that echoes would fill up both directions.
+    async fn send_and_await(
+        &self,
+        pool: &Pool,
+        up: &mut Connection,
+        received: &Moved,
+        read: &mut Vec<u8>,
+        record: &mut Record,
+    ) -> Result<Sent, Failed> {
+        let stream = &self.client.stream;
+        let (socket, answer) = (&up.socket, &mut up.read);
+        let body = Body {
+            from: End::Down(stream),
+            to: End::Up(socket),
+            framing: self.head.framing,
+            rechunk: self.head.framing == Framing::Chunked,
+            moved: received,
+        };
+        let mut sending = pin!(self.client.worker.mover.relay(&body, read, self.wire.clone()));
+        let len = {
+            let mut head = pin!(response_head(socket, answer));
+            match select(sending.as_mut(), head.as_mut()).await {
+                Either::Right((len, _)) => len,
+                Either::Left((Err(broken @ (Broken::Source(_) | Broken::Chunks(_))), _)) => {
+                    return Err(self.client_broke(&broken));
+                }
+                Either::Left((result, _)) => {
+                    let patience = if result.is_ok() { self.limits().response_timeout } else { LAST_WORDS };
+                    stream.socket().expect_nothing();
+                    socket.expect_within(patience);
+                    let len = head.await.map_err(|error| Failed::Final(no_response(&error)))?;
+                    return Ok(if result.is_ok() { Sent::Whole(len) } else { Sent::CutShort(len) });
+                }
+            }
+        };
+        let len = len.map_err(|error| Failed::Final(no_response(&error)))?;
+        let mut responding = pin!(self.respond_over(pool, socket, answer, len, record));
+        let (next, _) = match select(responding.as_mut(), sending.as_mut()).await {
+            // When the response is out, the rest of the request has no one to go to.
+            Either::Left((done, _)) => done,
+            Either::Right((_, responding)) => responding.await,
+        };
+        Ok(Sent::Answered(next))
+    }
+
+    fn client_broke(&self, broken: &Broken) -> Failed {
+        match broken {
+            Broken::Chunks(_) => Failed::Final(Failure::Reject(crate::http::Reject::Malformed(
+                "the request body's chunked coding is malformed",
+            ))),
+            _ if self.client.stream.socket().expired() => Failed::Client("the request body came too slowly".to_owned()),
+            broken => Failed::Client(broken.to_string()),
+        }
+    }
+
+    /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
+    async fn respond(&self, pool: &Pool, mut up: Connection, len: usize, record: &mut Record) -> Next {
+        let (next, keep) = self.respond_over(pool, &up.socket, &mut up.read, len, record).await;
+        if keep {
+            pool.put(up);
+        }
+        next
+    }
+
+    /// Relays a response: what becomes of the client's connection, and whether the upstream's can be used again.
+    async fn respond_over(
+        &self,
+        pool: &Pool,
+        socket: &super::watch::Watched,
+        read: &mut Vec<u8>,
+        len: usize,
+        record: &mut Record,
+    ) -> (Next, bool) {
+        let rest = read.split_off(len);
+        let head_bytes = std::mem::replace(read, rest);
+        let response = match head::response(&head_bytes, self.head.method) {
+            Ok(response) if response.status != 101 => response,
+            _ => {
+                record.error = Some("the upstream's response head is not one that can be relayed".to_owned());
+                let failure = Failure::BadGateway("the service behind this gate does not speak HTTP/1.1");
+                let mut nothing = Vec::new();
+                return (linger(self.client.refuse(&failure, true, self.head, &mut nothing, record).await), false);
+            }
+        };
+        let keep_alive = self.head.keep_alive && !self.client.worker.watch.draining();
+        let plan = forward::plan_response(&response, self.head.version, keep_alive);
+        record.status = response.status;
+        record.upstream = Some(pool.service().authority.clone());
+        let whole = self.relay(&response, &plan, pool, socket, read, record).await;
+        match whole {
+            Ok(()) => (if plan.keep_alive { Next::KeepAlive } else { Next::Close }, response.keep_alive),
+            Err(broken) => {
+                record.error = Some(broken.to_string());
+                (Next::Abort, false)
+            }
+        }
+    }
+
+    async fn relay(
+        &self,
+        response: &ResponseHead<'_>,
+        plan: &ResponsePlan,
+        pool: &Pool,
+        socket: &super::watch::Watched,
+        read: &mut Vec<u8>,
+        record: &mut Record,
+    ) -> Result<(), Broken> {
+        let own = OwnOrigin { authorities: [&pool.service().authority, self.from.host], public_url: self.public_url };
+        let mut out = Vec::with_capacity(1024);
+        forward::response_head(response, plan, self.head.version, &own, &mut out);
+        let sent = Moved::default();
+        let body = Body {
+            from: End::Up(socket),
+            to: End::Down(&self.client.stream),
+            framing: response.framing,
+            rechunk: plan.framing == Framing::Chunked,
+            moved: &sent,
+        };
+        let result = self.client.worker.mover.relay(&body, read, out).await;
+        record.sent = sent.total();
+        record.spliced = sent.spliced.get() > 0;
+        let counters = &self.client.worker.shared.counters;
+        Counters::add(&counters.bytes_copied, sent.copied.get());
+        Counters::add(&counters.bytes_spliced, sent.spliced.get());
+        result
+    }
+}
+
+/// The site's upstreams, each once, beginning with another one each time.
+fn in_turn(pools: &[Pool]) -> impl Iterator<Item = &Pool> {
+    let first = pools.first().map_or(0, Pool::next_turn);
+    (0..pools.len()).map(move |offset| &pools[first.wrapping_add(offset) % pools.len()])
+}
+
+/// The status of a response head that [`response_head`] found.
+fn status(head: &[u8]) -> Option<u16> {
+    std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()
+}
+
+/// After a response to a request that was not read to its end, the client may still be sending.
+fn linger(next: Next) -> Next {
+    if next == Next::Abort { Next::Abort } else { Next::Linger }
+}
+
+fn unreachable() -> Failure {
+    Failure::BadGateway("the service behind this gate cannot be reached: its administrator has to look")
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn cannot_connect(error: io::Error) -> Failed {
+    Failed::Retry(if error.kind() == io::ErrorKind::TimedOut { Failure::GatewayTimeout } else { unreachable() })
+}
+
+fn no_response(error: &NoResponse) -> Failure {
+    match error {
+        NoResponse::TimedOut => Failure::GatewayTimeout,
+        NoResponse::Lost { .. } => Failure::BadGateway("the service behind this gate closed the connection unanswered"),
+        NoResponse::Invalid(_) => Failure::BadGateway("the service behind this gate does not speak HTTP/1.1"),
+    }
+}

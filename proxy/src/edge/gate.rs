@@ -1,0 +1,274 @@
+//! Admission: from a request to a verdict, by the cache, by a flight that is in the air, or by asking.
+//!
+//! The words ("what does this answer mean, may they do this") are the core's; here is only who gets asked, and when.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::auth_backend::{self, Subrequest};
+use super::hashing::Hashers;
+use super::upstream::Pool;
+use crate::auth::{Htpasswd, Principal, credentials};
+use crate::config::{Kind, Verdicts};
+use crate::forward::Downstream;
+use crate::http::RequestHead;
+use crate::limit::Millis;
+use crate::policy::Policy;
+use crate::registry::access::Access;
+use crate::verdict::cache::Cache;
+use crate::verdict::flight::{Arrival, Flights, Lead, Role};
+use crate::verdict::key::{BootKey, Question};
+use crate::verdict::{self, Answer, Verdict};
+
+/// Where a verdict came from, for the log and the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// No login is needed or none was given.
+    Policy,
+    /// Remembered.
+    Cache,
+    /// Somebody else was asking the same.
+    Flight,
+    /// The authenticator was asked.
+    Asked,
+}
+
+impl Source {
+    /// One word for the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Policy => "policy",
+            Source::Cache => "cache",
+            Source::Flight => "flight",
+            Source::Asked => "asked",
+        }
+    }
+}
+
+/// One request that wants a verdict.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'r> {
+    /// The number of the site.
+    pub site: usize,
+    /// What the site's upstreams speak.
+    pub kind: Kind,
+    /// The request.
+    pub head: &'r RequestHead<'r>,
+    /// The one target that everybody sees.
+    pub target: &'r str,
+    /// All that must be allowed.
+    pub accesses: &'r [Access],
+    /// The client's connection.
+    pub from: &'r Downstream<'r>,
+}
+
+/// The authenticators, what they said, and the policy. Shared by all workers.
+#[derive(Debug)]
+pub struct Gate {
+    boot: BootKey,
+    epoch: AtomicU64,
+    start: Instant,
+    cache: Cache,
+    flights: Flights,
+    policy: Policy,
+    ttl: Verdicts,
+    htpasswd: Option<RwLock<Arc<Htpasswd>>>,
+    hashers: Hashers,
+    asking: AtomicUsize,
+    most_asking: usize,
+    auth_timeout: Duration,
+}
+
+/// What a [`Gate`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// 32 random bytes.
+    pub secret: [u8; 32],
+    /// Who may do what.
+    pub policy: Policy,
+    /// How long answers are remembered.
+    pub verdicts: Verdicts,
+    /// Asked first.
+    pub htpasswd: Option<Htpasswd>,
+    /// The helpers that compute hashes; they begin with [`Gate::start`].
+    pub hashers: Hashers,
+    /// Subrequests at once.
+    pub auth_concurrency: usize,
+    /// For one subrequest.
+    pub auth_timeout: Duration,
+}
+
+/// An answer with the lifetime that its sender asked for.
+type Asked = (Answer, Option<Duration>);
+
+fn unavailable(why: &'static str) -> Asked {
+    (Answer::Unavailable { why }, None)
+}
+
+impl Gate {
+    /// A gate that remembers nothing yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            boot: BootKey::new(&parts.secret),
+            epoch: AtomicU64::new(0),
+            start: Instant::now(),
+            cache: Cache::new(parts.verdicts.capacity),
+            flights: Flights::default(),
+            policy: parts.policy,
+            ttl: parts.verdicts,
+            htpasswd: parts.htpasswd.map(|file| RwLock::new(Arc::new(file))),
+            hashers: parts.hashers,
+            asking: AtomicUsize::new(0),
+            most_asking: parts.auth_concurrency,
+            auth_timeout: parts.auth_timeout,
+        }
+    }
+
+    /// Starts the helpers that check passwords, where there is a file to check against.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(&self) -> std::io::Result<()> {
+        if self.htpasswd.is_some() { self.hashers.start() } else { Ok(()) }
+    }
+
+    /// Takes a changed htpasswd file. All that was remembered is forgotten at once.
+    pub fn replace_htpasswd(&self, file: Htpasswd) {
+        if let Some(current) = &self.htpasswd {
+            *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+            self.forget();
+        }
+    }
+
+    /// Begins a new epoch: no answer given before is found again.
+    pub fn forget(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The number of answers remembered.
+    pub fn remembered(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// The verdict on a request. `backend` is the worker's way to the auth backend, where there is one.
+    pub async fn admit(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Verdict, Source) {
+        if ask.head.authorization.is_none() {
+            if let Some(permit) = verdict::anonymous(&self.policy, ask.accesses) {
+                return (Ok(permit), Source::Policy);
+            }
+            if backend.is_none() {
+                let answer = Answer::Unknown { challenge: None };
+                return (verdict::decide(&answer, &self.policy, ask.accesses), Source::Policy);
+            }
+        }
+        let (answer, source) = self.answer(ask, backend).await;
+        (verdict::decide(&answer, &self.policy, ask.accesses), source)
+    }
+
+    async fn answer(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let scope = scope(ask, backend.is_some());
+        let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
+        let key = self.boot.key(&Question {
+            epoch,
+            site: ask.site,
+            secure: ask.from.secure,
+            authorization: ask.head.authorization,
+            scope: &scope,
+        });
+        if let Some(answer) = self.cache.get(&key, self.now()) {
+            return (answer, Source::Cache);
+        }
+        let lead = match self.flights.join(key) {
+            Role::Lead(lead) => lead,
+            Role::Wait(wait) => match wait.await {
+                Arrival::Answer(answer) => return (answer, Source::Flight),
+                Arrival::Lead(lead) => lead,
+            },
+        };
+        // Another flight may have landed between the look into the cache and ours.
+        if let Some(answer) = self.cache.get(&key, self.now()) {
+            lead.land(answer.clone());
+            return (answer, Source::Cache);
+        }
+        let asked = self.ask(ask, backend).await;
+        (self.land(key, lead, asked), Source::Asked)
+    }
+
+    fn land(&self, key: verdict::key::Key, lead: Lead<'_>, (answer, lifetime): Asked) -> Answer {
+        let ttl = if matches!(answer, Answer::Known(_)) { self.ttl.allow_ttl } else { self.ttl.deny_ttl };
+        let ttl = lifetime.map_or(ttl, |asked| asked.min(ttl));
+        if !ttl.is_zero() {
+            let millis = Millis::try_from(ttl.as_millis()).unwrap_or(Millis::MAX);
+            self.cache.insert(key, answer.clone(), self.now().saturating_add(millis));
+        }
+        lead.land(answer.clone());
+        answer
+    }
+
+    fn now(&self) -> Millis {
+        Millis::try_from(self.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    /// Asks the authenticators: the htpasswd file first, then the backend.
+    async fn ask(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> Asked {
+        let basic = ask.head.authorization.map(credentials::parse);
+        if let (Some(file), Some(Ok(basic))) = (&self.htpasswd, &basic) {
+            let file = Arc::clone(&file.read().unwrap_or_else(PoisonError::into_inner));
+            let (user, password) = (basic.user.clone(), basic.password.clone());
+            match self.hashers.run(move || file.verify(&user, password.expose())).await {
+                Ok(true) => return (Answer::Known(Principal::user(basic.user.as_str())), None),
+                Ok(false) => {}
+                Err(_) => return unavailable("the queue for password checks is full"),
+            }
+        }
+        let Some(backend) = backend else {
+            return (Answer::Unknown { challenge: None }, None);
+        };
+        let Some(_turn) = Turn::take(&self.asking, self.most_asking) else {
+            return unavailable("too many questions to the auth backend at once");
+        };
+        let user = basic.and_then(Result::ok).map(|basic| basic.user);
+        let request = Subrequest { path: &backend.path, head: ask.head, target: ask.target, from: ask.from, user };
+        auth_backend::ask(&backend.pool, &request, self.auth_timeout).await
+    }
+}
+
+/// One of the subrequests that may be under way at once; given back even when the question is dropped.
+struct Turn<'g>(&'g AtomicUsize);
+
+impl<'g> Turn<'g> {
+    fn take(taken: &'g AtomicUsize, most: usize) -> Option<Self> {
+        let turn = taken.fetch_add(1, Ordering::AcqRel) < most;
+        let place = Self(taken);
+        turn.then_some(place)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A worker's way to the auth backend.
+#[derive(Debug)]
+pub struct Backend {
+    /// Connections to it.
+    pub pool: Pool,
+    /// The path of the subrequest.
+    pub path: String,
+}
+
+/// What the authenticator is told of a request and may judge by. A htpasswd file judges the credential alone; a backend
+/// sees which repository and which action, or the whole request for a service that is no registry.
+fn scope<'r>(ask: &Ask<'r>, backend: bool) -> Vec<std::borrow::Cow<'r, str>> {
+    match ask.kind {
+        _ if !backend => Vec::new(),
+        Kind::Registry if !ask.accesses.is_empty() => {
+            ask.accesses.iter().map(|access| access.to_string().into()).collect()
+        }
+        Kind::Registry | Kind::Http => vec![ask.head.method.into(), ask.target.into(), ask.from.host.into()],
+    }
+}

@@ -1,0 +1,370 @@
+//! Starting and stopping the gate.
+//!
+//! Everything that can fail does so before the first connection is accepted: files are read, addresses bound, the guard
+//! opened and the upstreams tried. What needs root comes first, then the gate becomes an ordinary user, and only then
+//! are there threads.
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow, bail};
+use futures_channel::mpsc as orders;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::admin;
+use super::files::load_htpasswd;
+use super::gate::{Gate, Parts};
+use super::guard::vouch::Voucher;
+use super::hashing::Hashers;
+use super::listener::{Bound, Settings};
+use super::sys::driver::{Driver, Kind as DriverKind};
+use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
+use super::sys::socket::{listener, unconnected};
+use super::telemetry::{Counters, Log};
+use super::tls::server_config;
+use super::upstream::Service;
+use super::worker::{self, Order, Shared, Site};
+use crate::config::{Config, Origin};
+use crate::policy::{Policy, RuleText};
+
+/// How long an upstream that refuses connections is tried at the start: a registry that was started with the gate gets
+/// the time to come up.
+const UPSTREAM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the htpasswd file is looked at.
+const FILE_CHECK: Duration = Duration::from_secs(1);
+
+/// Runs the gate until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; the text names the thing and the remedy. Nothing is left half-started.
+pub fn run(config: Config) -> anyhow::Result<ExitCode> {
+    raise_file_limit();
+    let voucher = Voucher::open(config.guard.pin.as_deref())?.map(Arc::new);
+    let workers = worker_count(&config);
+    let bound = bind_all(&config, workers)?;
+    let admin = admin::bind(config.admin)?;
+    let shared = prepare(config, voucher)?;
+    try_upstreams(&shared)?;
+    drop_privileges(shared.config.user.as_deref())?;
+    abort_on_panic();
+    watch_htpasswd(&shared)?;
+    let (threads, senders, driver) = start(&shared, bound)?;
+    admin::start(admin, Arc::clone(&shared), driver)?;
+    announce(&shared, workers, driver);
+    obey_signals(&shared, senders)?;
+    for thread in threads {
+        if thread.join().is_err() {
+            bail!("a worker ended with a panic");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        0 => thread::available_parallelism().map_or(1, Into::into),
+        n => n,
+    }
+}
+
+/// The policy of a configuration.
+///
+/// # Errors
+/// One line for each rule or group that is wrong.
+pub fn policy(config: &Config) -> Result<Policy, Vec<String>> {
+    let text = |rule: &crate::config::Rule| RuleText {
+        who: rule.who.clone(),
+        repositories: rule.repositories.clone(),
+        actions: rule.actions.clone(),
+    };
+    Policy::new(&config.rules.iter().map(text).collect::<Vec<_>>(), &config.groups)
+}
+
+/// Binds every address once for each worker.
+fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
+    let mut all: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
+    for configured in &config.listeners {
+        let tls = match configured.tls.as_slice() {
+            [] => None,
+            identities => Some(server_config(identities)?),
+        };
+        let refuses_credentials = configured.exposes_credentials() && !config.allow_plaintext_credentials;
+        let mut settings = Settings { address: configured.address, tls, refuses_credentials };
+        let sockets = bind(&mut settings.address, workers)
+            .map_err(|error| anyhow!("cannot listen on {}: {}", configured.address, bind_problem(&error)))?;
+        let settings = Arc::new(settings);
+        for (worker, fd) in all.iter_mut().zip(sockets) {
+            worker.push(Bound { fd, settings: Arc::clone(&settings) });
+        }
+    }
+    Ok(all)
+}
+
+/// One socket for each worker. SO_REUSEPORT would also let a second gate share the port unseen, so a socket without it
+/// asks first whether the port is free. Port 0 becomes one free port for all.
+fn bind(address: &mut SocketAddr, workers: usize) -> io::Result<Vec<OwnedFd>> {
+    let probe = listener(*address, false)?;
+    if address.port() == 0 {
+        *address = rustix::net::getsockname(&probe)?.try_into()?;
+    }
+    drop(probe);
+    (0..workers).map(|_| listener(*address, true)).collect()
+}
+
+/// What to do about a failed bind.
+pub(super) fn bind_problem(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use by another process: stop it (`ss -ltnp` shows it) or choose another with --listen"
+                .to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE: grant it or choose another with --listen".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address: `ip address` lists those that it has".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<Shared>> {
+    let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
+    let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
+    let mut secret = [0; 32];
+    rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty()).context("no random numbers")?;
+    let mut sites = Vec::new();
+    for site in &config.sites {
+        sites.push(Site {
+            hosts: site.hosts.clone(),
+            kind: site.kind,
+            public_url: site.public_url.clone(),
+            services: site.upstreams.iter().map(resolve).collect::<anyhow::Result<_>>()?,
+        });
+    }
+    let backend = match &config.auth.backend {
+        Some(backend) => Some((resolve(&backend.origin)?, backend.path.clone())),
+        None => None,
+    };
+    let log = Log::prepare(&config.access_log).map_err(|error| anyhow!("cannot open the access log: {error}"))?;
+    let gate = Gate::new(Parts {
+        secret,
+        policy,
+        verdicts: config.verdicts.clone(),
+        htpasswd,
+        hashers: Hashers::new(config.limits.hash_threads, config.limits.hash_queue),
+        auth_concurrency: config.limits.auth_concurrency,
+        auth_timeout: config.limits.auth_timeout,
+    });
+    let (counters, draining) = (Counters::default(), AtomicBool::new(false));
+    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
+}
+
+fn resolve(origin: &Origin) -> anyhow::Result<Service> {
+    let addresses: Vec<SocketAddr> = (origin.host.as_str(), origin.port)
+        .to_socket_addrs()
+        .map_err(|error| anyhow!("cannot find {origin}: {error}; check the name, or write an address"))?
+        .collect();
+    Ok(Service { authority: origin.authority().into(), addresses: addresses.into() })
+}
+
+/// Connects once to each site's upstreams, with the gate's own right to do so.
+fn try_upstreams(shared: &Shared) -> anyhow::Result<()> {
+    let deadline = Instant::now() + UPSTREAM_PATIENCE;
+    for site in &shared.sites {
+        while let Some(error) = unreachable(site, shared.voucher.as_deref()) {
+            if Instant::now() >= deadline {
+                let names: Vec<&str> = site.services.iter().map(|service| service.authority.as_ref()).collect();
+                bail!("cannot reach the upstream http://{}: {error}", names.join(", http://"));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    Ok(())
+}
+
+/// The last error when none of the site's upstreams takes a connection.
+fn unreachable(site: &Site, voucher: Option<&Voucher>) -> Option<String> {
+    let mut last = None;
+    for address in site.services.iter().flat_map(|service| service.addresses.iter()) {
+        match knock(*address, voucher) {
+            Ok(()) => return None,
+            Err(error) => last = Some(knock_problem(&error)),
+        }
+    }
+    last.or_else(|| Some("its name has no address".to_owned()))
+}
+
+/// Connects and closes at once. The socket is made and vouched for like every other that the workers make.
+fn knock(address: SocketAddr, voucher: Option<&Voucher>) -> io::Result<()> {
+    let fd = unconnected(&address)?;
+    if let Some(voucher) = voucher {
+        voucher.vouch(fd.as_fd())?;
+    }
+    match rustix::net::connect(&fd, &address) {
+        Ok(()) => return Ok(()),
+        Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::OUT)];
+    let patience = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+    if rustix::event::poll(&mut polled, Some(&patience))? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    match TcpStream::from(fd).take_error()? {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn knock_problem(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "nothing listens there: start the registry first, or correct --backend".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "a guard protects it and this gate may not pass: run it as root and name the guard's pins with --pin"
+                .to_owned()
+        }
+        io::ErrorKind::TimedOut => "it does not answer: check the address and any firewall between".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
+fn drop_privileges(user: Option<&str>) -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let name = user.unwrap_or("portcullis");
+    let passwd = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    match (account(&passwd, name), user) {
+        (Some(account), _) => become_account(account).with_context(|| format!("cannot become the user {name}")),
+        (None, Some(name)) => {
+            bail!("there is no user {name}: create it with `useradd --system {name}`, or correct `user`")
+        }
+        (None, None) => {
+            say("warning: running as root: create a user for the gate with `useradd --system portcullis`");
+            Ok(())
+        }
+    }
+}
+
+/// A worker that panics would leave its share of the port unserved: the whole gate ends instead, and is started anew.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        std::process::abort();
+    }));
+}
+
+type Started = (Vec<thread::JoinHandle<()>>, Vec<orders::UnboundedSender<Order>>, DriverKind);
+
+/// Starts the workers and waits until each has its runtime.
+fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started> {
+    shared.log.start().context("cannot start the access log's thread")?;
+    shared.gate.start().context("cannot start the password helpers")?;
+    let (ready, built) = mpsc::channel();
+    let (mut threads, mut senders) = (Vec::new(), Vec::new());
+    for (n, sockets) in bound.into_iter().enumerate() {
+        let (sender, receiver) = orders::unbounded();
+        let (shared, ready) = (Arc::clone(shared), ready.clone());
+        let work = move || match Driver::build() {
+            Ok(mut driver) => {
+                let _ = ready.send(Ok(driver.kind()));
+                worker::run(&mut driver, shared, sockets, receiver);
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        };
+        threads.push(thread::Builder::new().name(format!("worker-{n}")).spawn(work)?);
+        senders.push(sender);
+    }
+    drop(ready);
+    let mut kind = DriverKind::Epoll;
+    for _ in 0..threads.len() {
+        kind = built.recv()?.context("a worker cannot start its event loop")?;
+    }
+    Ok((threads, senders, kind))
+}
+
+fn announce(shared: &Shared, workers: usize, driver: DriverKind) {
+    for configured in &shared.config.listeners {
+        let scheme = if configured.tls.is_empty() { "http" } else { "https" };
+        say(&format!("listening on {scheme}://{}", configured.address));
+    }
+    let guarded = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
+    say(&format!("ready: {workers} workers on {driver}, {guarded}"));
+}
+
+/// Listens for signals on a thread of its own: the first SIGTERM or SIGINT drains, the second stops at once.
+fn obey_signals(shared: &Arc<Shared>, senders: Vec<orders::UnboundedSender<Order>>) -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot catch signals")?;
+    let shared = Arc::clone(shared);
+    let obey = move || {
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                say("SIGHUP: the htpasswd file is re-read whenever it changes; anything else needs a restart");
+            } else if shared.draining.swap(true, Ordering::SeqCst) {
+                say("stopping at once");
+                std::process::exit(1);
+            } else {
+                say("stopping: finishing what runs; the same signal again stops at once");
+                senders.iter().for_each(|sender| drop(sender.unbounded_send(Order::Drain)));
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(obey)?;
+    Ok(())
+}
+
+/// Looks at the htpasswd file every second and takes it when it changed. A file that is broken, perhaps half-written, is
+/// named once, and the users of the last good one stay.
+fn watch_htpasswd(shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let Some(path) = shared.config.auth.htpasswd.clone() else { return Ok(()) };
+    let shared = Arc::clone(shared);
+    let mut last = stamp(&path);
+    let watch = move || {
+        loop {
+            thread::sleep(FILE_CHECK);
+            let now = stamp(&path);
+            if now == last {
+                continue;
+            }
+            last = now;
+            match load_htpasswd(&path) {
+                Ok(file) => {
+                    say(&format!("{}: re-read, {} users", path.display(), file.len()));
+                    shared.gate.replace_htpasswd(file);
+                }
+                Err(error) => say(&format!("{error}; the users of the last good file stay")),
+            }
+        }
+    };
+    thread::Builder::new().name("htpasswd".to_owned()).spawn(watch)?;
+    Ok(())
+}
+
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// What changes when a file is written or replaced.
+fn stamp(path: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}
+
+/// One line on standard error.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "portcullis: {line}");
+}

@@ -1,0 +1,126 @@
+//! The downstream side of a connection: a watched socket, with or without TLS.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+
+use super::tls::Session;
+use super::watch::Watched;
+
+/// A client's connection. All methods take `&self`: reading and writing go on at once.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Watched,
+    tls: Option<Session>,
+}
+
+/// Reads what is there, waiting for the first byte: 0 at the end of the stream.
+///
+/// # Errors
+/// As recv(2).
+pub async fn recv_some(socket: &Watched, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+    loop {
+        match socket.try_recv(buffer, most) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
+            Err(error) => return Err(error),
+            Ok(n) => {
+                socket.moved(n as u64);
+                return Ok(n);
+            }
+        }
+    }
+}
+
+/// Sends all of `bytes`.
+///
+/// # Errors
+/// As send(2).
+pub async fn send_all(socket: &Watched, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.try_send(bytes) {
+            Ok(n) => {
+                socket.moved(n as u64);
+                bytes = &bytes[n..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl Stream {
+    /// A connection without TLS.
+    pub fn plain(socket: Watched) -> Self {
+        Self { socket, tls: None }
+    }
+
+    /// Performs the TLS handshake; what the client sends right behind it is appended to `early`.
+    ///
+    /// # Errors
+    /// As [`Session::accept`].
+    pub async fn secure(socket: Watched, config: &Arc<ServerConfig>, early: &mut Vec<u8>) -> io::Result<Self> {
+        let session = Session::accept(config, &socket, early).await?;
+        Ok(Self { socket, tls: Some(session) })
+    }
+
+    /// Waits for the next bytes without a buffer for them. A TLS session has none left over: it decrypts all it reads.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for the socket.
+    pub async fn wait(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Appends what is there to `buffer`: 0 at the end of the stream. At most `most` bytes on a plain connection; a
+    /// TLS connection gives all that one read decrypts to.
+    ///
+    /// # Errors
+    /// As recv(2), and `InvalidData` for a broken record.
+    pub async fn read(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        match &self.tls {
+            None => recv_some(&self.socket, buffer, most).await,
+            Some(session) => session.read(&self.socket, buffer).await,
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// As send(2).
+    pub async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.tls {
+            None => send_all(&self.socket, bytes).await,
+            Some(session) => session.write_all(&self.socket, bytes).await,
+        }
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish_sending(&self) {
+        if let Some(session) = &self.tls {
+            session.close(&self.socket);
+        }
+        self.socket.finish_sending();
+    }
+
+    /// The socket, where bytes on it are the bytes of the stream: what splice(2) needs.
+    pub fn spliceable(&self) -> Option<&Watched> {
+        self.tls.is_none().then_some(&self.socket)
+    }
+
+    /// The socket, for deadlines and readiness.
+    pub fn socket(&self) -> &Watched {
+        &self.socket
+    }
+
+    /// Whether the client's side is encrypted.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The TLS version, for the log.
+    pub fn tls_version(&self) -> Option<&'static str> {
+        self.tls.as_ref().map(Session::version)
+    }
+}
