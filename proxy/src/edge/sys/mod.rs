@@ -1,6 +1,7 @@
 //! System calls. The only room with `unsafe`, and only where neither the runtime nor `rustix` has a safe form.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod driver;
 pub mod pipe;
 pub mod privilege;

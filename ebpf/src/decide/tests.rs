@@ -1,0 +1,282 @@
+//! One test for each rule of the packet judge and of the connect judge.
+
+use std::collections::HashMap;
+
+use super::*;
+
+const PORT: u16 = 5000;
+const OWN4: [u8; 4] = [192, 0, 2, 1];
+const OWN6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const CONTAINER: [u8; 4] = [172, 17, 0, 2];
+const ELSEWHERE4: [u8; 4] = [198, 51, 100, 7];
+const GATE: [u8; 4] = [203, 0, 113, 9];
+const STRANGER: [u8; 4] = [203, 0, 113, 10];
+const STRANGER6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+
+#[derive(Default)]
+struct Fake {
+    ports: HashMap<[u8; 2], u8>,
+    local: HashMap<Address, u8>,
+    targets: HashMap<[u8; Address::LEN + 2], u8>,
+    allowed: Vec<Address>,
+}
+
+impl Tables for Fake {
+    fn port(&self, port: &[u8; 2]) -> u8 {
+        self.ports.get(port).copied().unwrap_or(0)
+    }
+    fn local(&self, address: &Address) -> u8 {
+        self.local.get(address).copied().unwrap_or(0)
+    }
+    fn target(&self, key: &[u8; Address::LEN + 2]) -> u8 {
+        self.targets.get(key).copied().unwrap_or(0)
+    }
+    fn allowed(&self, source: &Address) -> bool {
+        self.allowed.contains(source)
+    }
+}
+
+/// `--port 5000` on a host with one address of each family, one remote gate allowed.
+fn whole() -> Fake {
+    let flags = port::WHOLE | port::UNSPECIFIED;
+    Fake {
+        ports: HashMap::from([(PORT.to_be_bytes(), flags), (port::ANY, flags)]),
+        local: HashMap::from([
+            (Address::v4(OWN4), local::OWN),
+            (Address::v6(OWN6), local::OWN),
+            (Address::v4([127, 0, 0, 1]), local::LOOPBACK),
+            (Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]), local::LOOPBACK),
+        ]),
+        targets: HashMap::new(),
+        allowed: vec![Address::v4(GATE)],
+    }
+}
+
+/// `--protect 172.17.0.2:5000`.
+fn single() -> Fake {
+    let address = Address::v4(CONTAINER);
+    Fake {
+        ports: HashMap::from([(PORT.to_be_bytes(), port::SINGLE), (port::ANY, port::SINGLE)]),
+        local: HashMap::from([(Address::v4(OWN4), local::OWN)]),
+        targets: HashMap::from([
+            (target_key(&address, PORT.to_be_bytes()), local::OWN),
+            (target_key(&address, port::ANY), local::OWN),
+        ]),
+        allowed: vec![],
+    }
+}
+
+fn ethernet(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    for vid in tags {
+        frame.extend(ETHERTYPE_VLAN.to_be_bytes());
+        frame.extend(vid.to_be_bytes());
+    }
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+fn tcp(port: u16) -> Vec<u8> {
+    let mut header = vec![0; TCP_LEN];
+    header[..2].copy_from_slice(&40_000u16.to_be_bytes());
+    header[2..4].copy_from_slice(&port.to_be_bytes());
+    header
+}
+
+fn v4(protocol: u8, source: [u8; 4], destination: [u8; 4], options: usize, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 20 + options];
+    header[0] = 0x40 | (5 + options / 4) as u8;
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    header[9] = protocol;
+    header[12..16].copy_from_slice(&source);
+    header[16..20].copy_from_slice(&destination);
+    header.extend(payload);
+    header
+}
+
+fn v6(next: u8, source: [u8; 16], destination: [u8; 16], payload: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; IPV6_LEN];
+    header[0] = 0x60;
+    header[6] = next;
+    header[8..24].copy_from_slice(&source);
+    header[24..40].copy_from_slice(&destination);
+    header.extend(payload);
+    header
+}
+
+fn syn4(source: [u8; 4], destination: [u8; 4], port: u16) -> Vec<u8> {
+    ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, source, destination, 0, 0, &tcp(port)))
+}
+
+fn syn6(next: u8, chain: &[u8]) -> Vec<u8> {
+    ethernet(&[], ETHERTYPE_IPV6, &v6(next, STRANGER6, OWN6, &[chain, &tcp(PORT)].concat()))
+}
+
+#[track_caller]
+fn judged(tables: &Fake, frame: &[u8], expected: Outcome) {
+    assert_eq!(packet(frame, tables), expected);
+}
+
+const STRANGE: Outcome = Outcome::Dropped(Counter::Stranger);
+const CUT_SHORT: Outcome = Outcome::Dropped(Counter::Truncated);
+
+#[test]
+fn a_stranger_is_dropped_and_an_allowed_source_passes() {
+    judged(&whole(), &syn4(STRANGER, OWN4, PORT), STRANGE);
+    judged(&whole(), &syn4(GATE, OWN4, PORT), Outcome::Admitted);
+    judged(&whole(), &syn6(TCP, &[]), STRANGE);
+}
+
+#[test]
+fn other_ports_protocols_and_addresses_are_untouched() {
+    judged(&whole(), &syn4(STRANGER, OWN4, PORT + 1), Outcome::Untouched);
+    judged(&whole(), &syn4(STRANGER, ELSEWHERE4, PORT), Outcome::Untouched);
+    for protocol in [1, 17, 132] {
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &tcp(PORT)));
+        judged(&whole(), &frame, Outcome::Untouched);
+    }
+    judged(&whole(), &ethernet(&[], 0x0806, &[0; 28]), Outcome::Untouched);
+    judged(&whole(), &[0; 10], Outcome::Untouched);
+}
+
+#[test]
+fn tunnels_pass_to_be_judged_after_decapsulation() {
+    for protocol in [4, 41, 47, 50] {
+        let inner = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &inner));
+        judged(&whole(), &frame, Outcome::Untouched);
+        judged(&whole(), &syn6(protocol, &[]), Outcome::Untouched);
+    }
+}
+
+#[test]
+fn vlan_tags_are_looked_through_and_too_many_are_dropped() {
+    let ip = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));
+    for tags in [&[0][..], &[10], &[0, 0], &[0, 0, 0, 10], &[0; MAX_TAGS]] {
+        judged(&whole(), &ethernet(tags, ETHERTYPE_IPV4, &ip), STRANGE);
+    }
+    judged(&whole(), &ethernet(&[0; MAX_TAGS + 1], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
+    judged(&whole(), &ethernet(&[0; 40], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
+    let mut provider = ethernet(&[7], ETHERTYPE_IPV4, &ip);
+    provider[12..14].copy_from_slice(&ETHERTYPE_QINQ.to_be_bytes());
+    judged(&whole(), &provider, STRANGE);
+}
+
+#[test]
+fn ipv4_options_do_not_hide_the_port() {
+    for options in [4, 20, 40] {
+        let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, OWN4, options, 0, &tcp(PORT)));
+        judged(&whole(), &frame, STRANGE);
+    }
+}
+
+#[test]
+fn the_first_fragment_is_judged_and_later_ones_pass() {
+    let fragment = |bits, payload: &[u8]| ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, OWN4, 0, bits, payload));
+    judged(&whole(), &fragment(0x2000, &tcp(PORT)), STRANGE);
+    judged(&whole(), &fragment(0x2000, &tcp(PORT)[..8]), CUT_SHORT);
+    judged(&whole(), &fragment(0x2001, &tcp(PORT)), Outcome::Untouched);
+    judged(&whole(), &fragment(0x0003, &[0; 8]), Outcome::Untouched);
+    let first = [TCP, 0, 0, 1, 0, 0, 0, 9];
+    judged(&whole(), &syn6(FRAGMENT, &first), STRANGE);
+    let later = [TCP, 0, 0, 8, 0, 0, 0, 9];
+    judged(&whole(), &syn6(FRAGMENT, &later), Outcome::Untouched);
+}
+
+#[test]
+fn a_truncated_header_is_dropped_only_where_something_is_protected() {
+    let full = syn4(STRANGER, OWN4, PORT);
+    for len in ETHERNET_LEN..full.len() {
+        judged(&whole(), &full[..len], CUT_SHORT);
+    }
+    let other = syn4(STRANGER, ELSEWHERE4, PORT);
+    judged(&whole(), &other[..other.len() - 1], Outcome::Untouched);
+    let full = syn6(HOP_BY_HOP, &[TCP, 0, 0, 0, 0, 0, 0, 0]);
+    for len in ETHERNET_LEN..full.len() {
+        judged(&whole(), &full[..len], CUT_SHORT);
+    }
+}
+
+#[test]
+fn ipv6_extension_headers_are_walked_as_far_as_the_bound() {
+    for kind in [HOP_BY_HOP, ROUTING, DESTINATION] {
+        judged(&whole(), &syn6(kind, &[TCP, 0, 0, 0, 0, 0, 0, 0]), STRANGE);
+        let long = [&[TCP, 2][..], &[0; 22]].concat();
+        judged(&whole(), &syn6(kind, &long), STRANGE);
+    }
+    judged(&whole(), &syn6(AUTHENTICATION, &[&[TCP, 4][..], &[0; 22]].concat()), STRANGE);
+    let chain = |headers: usize| {
+        let mut chain = [DESTINATION, 0, 0, 0, 0, 0, 0, 0].repeat(headers);
+        let last = chain.len() - 8;
+        chain[last] = TCP;
+        syn6(DESTINATION, &chain)
+    };
+    judged(&whole(), &chain(MAX_EXTENSIONS), STRANGE);
+    judged(&whole(), &chain(MAX_EXTENSIONS + 1), Outcome::Dropped(Counter::Extensions));
+    judged(&single(), &chain(MAX_EXTENSIONS + 1), Outcome::Untouched);
+}
+
+#[test]
+fn a_mapped_source_on_the_wire_is_not_the_ipv4_source_it_claims_to_be() {
+    let mut mapped = [0; 16];
+    mapped[10..12].fill(0xff);
+    mapped[12..].copy_from_slice(&GATE);
+    let frame = ethernet(&[], ETHERTYPE_IPV6, &v6(TCP, mapped, OWN6, &tcp(PORT)));
+    judged(&whole(), &frame, STRANGE);
+}
+
+#[test]
+fn a_single_protected_address_leaves_the_hosts_own_port_alone() {
+    judged(&single(), &syn4(STRANGER, CONTAINER, PORT), STRANGE);
+    judged(&single(), &syn4(STRANGER, OWN4, PORT), Outcome::Untouched);
+    judged(&single(), &syn4(STRANGER, CONTAINER, PORT + 1), Outcome::Untouched);
+    let short = syn4(STRANGER, CONTAINER, PORT);
+    judged(&single(), &short[..short.len() - 1], CUT_SHORT);
+}
+
+#[test]
+fn connect_knows_loopback_and_wildcards_inside_only() {
+    let tables = whole();
+    let port = PORT.to_be_bytes();
+    let mapped = |octets: [u8; 4]| {
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(&octets);
+        Address::socket_v6(address)
+    };
+    let loopback6 = Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    let inside_only = [
+        Address::v4([127, 0, 0, 1]),
+        Address::v4([0; 4]),
+        Address::v6([0; 16]),
+        loopback6,
+        mapped([127, 0, 0, 1]),
+        mapped([0; 4]),
+    ];
+    for address in inside_only {
+        assert!(protects(&tables, &address, port, true), "{address:?}");
+        assert!(!protects(&tables, &address, port, false), "{address:?}");
+    }
+    for address in [Address::v4(OWN4), Address::v6(OWN6), mapped(OWN4)] {
+        assert!(protects(&tables, &address, port, true), "{address:?}");
+        assert!(protects(&tables, &address, port, false), "{address:?}");
+    }
+    assert!(!protects(&tables, &Address::v4(ELSEWHERE4), port, true));
+    assert!(!protects(&tables, &Address::v4(OWN4), (PORT + 1).to_be_bytes(), true));
+    assert!(protects(&single(), &Address::v4(CONTAINER), port, false));
+    assert!(!protects(&single(), &Address::v4([0; 4]), port, true));
+}
+
+#[test]
+fn the_header_survives_its_bytes() {
+    let header = crate::Header {
+        abi: crate::ABI_VERSION,
+        mode: crate::Mode::Enforce,
+        connect_ring: true,
+        interfaces: 300,
+        netns: 0x0123_4567_89ab_cdef,
+        generation: 7,
+    };
+    assert_eq!(crate::Header::from_bytes(&header.to_bytes()), header);
+}

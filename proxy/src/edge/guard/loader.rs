@@ -1,0 +1,201 @@
+//! Loading the object, filling its maps, and reading them back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use portcullis_ebpf::{ABI_VERSION, Address, Counter, Header, map, program, target_key};
+
+use super::pins::Pins;
+use super::policy::{Policy, Prefix};
+use crate::edge::sys::bpf;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf.o"));
+
+const POLICY_MAPS: [&str; 5] = [map::POLICY, map::PORTS, map::TARGETS, map::LOCAL, map::ALLOWED];
+const PROGRAMS: [&str; 3] = [program::XDP, program::CONNECT4, program::CONNECT6];
+
+type AddressKey = [u8; Address::LEN];
+type TargetKey = [u8; Address::LEN + 2];
+
+/// Refuses when this program was built without the eBPF object.
+pub(super) fn require_object() -> anyhow::Result<()> {
+    if OBJECT.is_empty() {
+        bail!("this portcullis was built without the eBPF object: run `cargo xtask build-ebpf` and build it again");
+    }
+    Ok(())
+}
+
+/// One generation of maps and programs, in the kernel and pinned, but not attached.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads the programs over maps that hold `policy`, and pins both as its generation.
+    pub(super) fn new(pins: &Pins, policy: &Policy) -> anyhow::Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .map_pin_path(map::VOUCHED, pins.vouched())
+            .map_pin_path(map::COUNTERS, pins.counters())
+            .load(OBJECT)
+            .map_err(|error| anyhow!("{}: Linux 6.1 or later is needed", one_line(&error)))
+            .context("cannot create the guard's maps")?;
+        fill(&mut ebpf, policy).context("cannot fill the guard's maps")?;
+        for name in PROGRAMS {
+            load(&mut ebpf, name)?;
+        }
+        let loaded = Self { ebpf };
+        loaded.pin(pins, policy.header.generation).context("cannot pin the guard")?;
+        Ok(loaded)
+    }
+
+    /// A program that is loaded.
+    pub(super) fn program(&self, name: &str) -> anyhow::Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+        Ok(program.fd()?.as_fd())
+    }
+
+    fn pin(&self, pins: &Pins, generation: u64) -> anyhow::Result<()> {
+        let dir = pins.generation(generation);
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        for name in POLICY_MAPS {
+            let map = self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+            map.pin(dir.join(name.to_lowercase()))?;
+        }
+        for name in PROGRAMS {
+            bpf::pin(self.program(name)?, &dir.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
+    let found = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+    let result = match found {
+        Program::Xdp(xdp) => xdp.load(),
+        Program::CgroupSockAddr(connect) => connect.load(),
+        _ => bail!("{name} is not of a type that the guard loads"),
+    };
+    result.map_err(|error| anyhow!("the kernel refuses the program {name}: {}", refusal(&error)))
+}
+
+/// The verifier writes pages; its last words are the reason.
+fn refusal(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let reason = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+            format!("{io_error}: {}", reason.unwrap_or("Linux 6.1 or later is needed"))
+        }
+        other => one_line(other),
+    }
+}
+
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+fn fill(ebpf: &mut Ebpf, policy: &Policy) -> anyhow::Result<()> {
+    Array::<_, [u8; Header::LEN]>::try_from(map_mut(ebpf, map::POLICY)?)?.set(0, policy.header.to_bytes(), 0)?;
+    let mut ports = HashMap::<_, [u8; 2], u8>::try_from(map_mut(ebpf, map::PORTS)?)?;
+    for (port, flags) in policy.port_entries() {
+        ports.insert(port, flags, 0)?;
+    }
+    let mut targets = HashMap::<_, TargetKey, u8>::try_from(map_mut(ebpf, map::TARGETS)?)?;
+    for (key, kind) in policy.target_entries() {
+        targets.insert(key, kind, 0)?;
+    }
+    for (name, prefixes) in [(map::LOCAL, &policy.local), (map::ALLOWED, &policy.allowed)] {
+        let mut trie = LpmTrie::<_, AddressKey, u8>::try_from(map_mut(ebpf, name)?)?;
+        for prefix in prefixes {
+            trie.insert(&Key::new(prefix.bits, prefix.address.0), prefix.kind, 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {
+    ebpf.map_mut(name).with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+/// Reads the header of a generation.
+pub(super) fn header(pins: &Pins, generation: u64) -> io::Result<Header> {
+    let map = pinned(pins, generation, map::POLICY)?;
+    let policy = Array::<_, [u8; Header::LEN]>::try_from(map).map_err(io::Error::other)?;
+    let bytes = policy.get(&0, 0).map_err(io::Error::other)?;
+    Ok(Header::from_bytes(&bytes))
+}
+
+/// Reads a whole generation back.
+///
+/// # Errors
+/// When it cannot be read, or was written by a version that lays its maps out otherwise.
+pub(super) fn policy(pins: &Pins, generation: u64) -> anyhow::Result<Policy> {
+    let header = header(pins, generation).context("cannot read the guard's policy")?;
+    if header.abi != ABI_VERSION {
+        bail!(
+            "the guard in {} speaks ABI {}, this portcullis {ABI_VERSION}: `portcullis guard detach` it first",
+            pins.dir().display(),
+            header.abi
+        );
+    }
+    let mut ports = BTreeMap::new();
+    let entries = HashMap::<_, [u8; 2], u8>::try_from(pinned(pins, generation, map::PORTS)?)?;
+    for entry in entries.iter() {
+        let (port, flags) = entry?;
+        ports.insert(u16::from_be_bytes(port), flags);
+    }
+    ports.remove(&u16::from_be_bytes(portcullis_ebpf::port::ANY));
+
+    let mut targets = Vec::new();
+    let entries = HashMap::<_, TargetKey, u8>::try_from(pinned(pins, generation, map::TARGETS)?)?;
+    for entry in entries.iter() {
+        let (key, kind) = entry?;
+        let (octets, port) = key.split_last_chunk::<2>().context("a key without a port")?;
+        let address = Address(*octets.first_chunk().context("a key without an address")?);
+        if key != target_key(&address, portcullis_ebpf::port::ANY) {
+            targets.push((address, u16::from_be_bytes(*port), kind));
+        }
+    }
+    targets.sort_by_key(|(address, port, _)| (address.0, *port));
+    let local = prefixes(pins, generation, map::LOCAL)?;
+    let allowed = prefixes(pins, generation, map::ALLOWED)?;
+    Ok(Policy { header, ports, targets, local, allowed })
+}
+
+fn prefixes(pins: &Pins, generation: u64, name: &str) -> anyhow::Result<Vec<Prefix>> {
+    let trie = LpmTrie::<_, AddressKey, u8>::try_from(pinned(pins, generation, name)?)?;
+    let read = |entry: Result<(Key<AddressKey>, u8), MapError>| {
+        let (key, kind) = entry?;
+        Ok(Prefix { address: Address(key.data()), bits: key.prefix_len(), kind })
+    };
+    trie.iter().map(read).collect()
+}
+
+/// Reads the counters, summed over the processors.
+pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Counter, u64)>> {
+    let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.counters())?)?)?;
+    let counters = PerCpuArray::<_, u64>::try_from(map)?;
+    let read = |counter: Counter| Ok((counter, counters.get(&(counter as u32), 0)?.iter().sum()));
+    Counter::ALL.into_iter().map(read).collect()
+}
+
+fn pinned(pins: &Pins, generation: u64, name: &str) -> io::Result<Map> {
+    let map = bpf::open(&pins.generation(generation).join(name.to_lowercase()))?;
+    MapData::from_fd(map).and_then(Map::from_map_data).map_err(io::Error::other)
+}

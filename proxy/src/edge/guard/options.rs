@@ -1,0 +1,186 @@
+//! The options of `portcullis guard …`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+/// Where the guard is pinned unless told otherwise.
+pub const DEFAULT_PIN: &str = "/sys/fs/bpf/portcullis";
+
+/// Options of `portcullis guard …`.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: GuardCommand,
+}
+
+/// The commands of the guard.
+#[derive(Debug, Subcommand)]
+pub enum GuardCommand {
+    /// Close the port, or change the policy of a guard that already does; returns when it holds
+    Enforce(EnforceArgs),
+    /// Say what the kernel enforces now (exit code 0: enforced, 3: no guard, 4: not all of it holds)
+    Status(StatusArgs),
+    /// Remove the guard: the port is open again
+    Detach(DetachArgs),
+}
+
+/// Options of `portcullis guard enforce`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true))]
+pub struct EnforceArgs {
+    /// Protect this port on the addresses of this network namespace
+    #[arg(long = "port", value_name = "N", group = "what", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+    /// Protect one address, a container's for example
+    #[arg(long = "protect", value_name = "ADDR:PORT", group = "what", value_parser = protected)]
+    pub protect: Vec<SocketAddr>,
+    /// Guard this interface; `all` means every one but lo [default: those that face outside]
+    #[arg(long = "interface", value_name = "NAME")]
+    pub interfaces: Vec<String>,
+    /// Let these sources in: the addresses of gates on other hosts
+    #[arg(long = "allow", value_name = "CIDR")]
+    pub allow: Vec<Cidr>,
+    /// Leave out the ring that stops this host's own processes
+    #[arg(long)]
+    pub no_local: bool,
+    /// How packets are intercepted: by the driver, by the kernel, or by the driver where it can
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: XdpMode,
+    /// Where the guard is pinned
+    #[command(flatten)]
+    pub pin: PinArg,
+}
+
+/// Options of `portcullis guard status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Where the guard is pinned
+    #[command(flatten)]
+    pub pin: PinArg,
+}
+
+/// Options of `portcullis guard detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Where the guard is pinned
+    #[command(flatten)]
+    pub pin: PinArg,
+}
+
+/// Where the guard is pinned.
+#[derive(Debug, Args)]
+pub struct PinArg {
+    /// The directory that keeps the guard alive, on a BPF file system
+    #[arg(long = "pin", value_name = "DIR", default_value = DEFAULT_PIN)]
+    pub dir: PathBuf,
+}
+
+/// How packets are intercepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum XdpMode {
+    /// Native where the driver takes it, else generic
+    #[default]
+    Auto,
+    /// By the driver, before the kernel allocates anything
+    Native,
+    /// By the kernel, on any interface
+    Generic,
+}
+
+/// A block of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    /// The first address.
+    pub address: IpAddr,
+    /// How many leading bits are fixed.
+    pub bits: u8,
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= width),
+            None => Some(width),
+        };
+        let bits = bits.ok_or_else(|| format!("the prefix length must be 0 to {width}"))?;
+        let first = network(address, bits);
+        if first != address {
+            return Err(format!(
+                "{address} is inside the block: write {first}/{bits}, or {address}/{width} for it alone"
+            ));
+        }
+        Ok(Self { address, bits })
+    }
+}
+
+fn network(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
+fn protected(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| format!("{text:?} is not ADDR:PORT, as in 172.17.0.2:5000"))?;
+    if address.port() == 0 {
+        return Err("port 0 cannot be protected".to_owned());
+    }
+    if address.ip().is_unspecified() {
+        return Err(format!("{} means every address: use --port {}", address.ip(), address.port()));
+    }
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_read_and_slips_are_named() {
+        assert_eq!("10.0.0.0/8".parse::<Cidr>().unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!("192.0.2.7".parse::<Cidr>().unwrap().bits, 32);
+        assert_eq!("::/0".parse::<Cidr>().unwrap().bits, 0);
+        assert!("10.0.0.1/8".parse::<Cidr>().unwrap_err().contains("write 10.0.0.0/8"));
+        for wrong in ["", "10.0.0.0/33", "10.0.0.0/x", "10.0.0/8", "fe80::/129"] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_protected_address_names_one_address_and_one_port() {
+        assert!(protected("[2001:db8::1]:5000").is_ok());
+        assert_eq!(protected("[::ffff:192.0.2.1]:5000").unwrap().to_string(), "192.0.2.1:5000");
+        assert!(protected("0.0.0.0:5000").unwrap_err().contains("--port 5000"));
+        for wrong in ["5000", "localhost:5000", "192.0.2.1:0", "192.0.2.1"] {
+            assert!(protected(wrong).is_err(), "{wrong}");
+        }
+    }
+}
