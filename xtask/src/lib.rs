@@ -1,3 +1,9 @@
 //! What `cargo xtask` and the integration tests share: real peers, started and stopped, and images to move.
 
+pub mod bench;
 pub mod build_ebpf;
+pub mod cli;
+pub mod demo;
+pub mod lab;
+pub mod suite;
+pub mod workspace;

@@ -1,16 +1,19 @@
 //! `cargo xtask …`: everything that is done to the project rather than by it.
 
+use std::io::Write;
+use std::process::ExitCode;
+
 use clap::Parser;
-use xtask::build_ebpf;
+use xtask::cli::{Cli, run};
+use xtask::lab::interrupt;
 
-#[derive(Parser)]
-enum Command {
-    /// Build the guard's eBPF programs
-    BuildEbpf(build_ebpf::Args),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match interrupt::install().and_then(|()| run(&cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

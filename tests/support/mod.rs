@@ -1,0 +1,58 @@
+//! What the integration tests share: the program under test, the lab of `xtask`, and the work tree as text.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
+pub(crate) use xtask::lab::packages::{self, Need};
+pub(crate) use xtask::lab::process::{random, scratch};
+pub(crate) use xtask::lab::{cmd, curl, hello, http, image, pki, registry, skips, skopeo};
+
+/// The `portcullis` that cargo built for these tests.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_portcullis"))
+}
+
+/// The top of the work tree.
+pub(crate) fn root() -> PathBuf {
+    xtask::workspace::root()
+}
+
+/// Whether the running test misses a program; it then says so and has to return.
+pub(crate) fn misses(needs: &[Need]) -> bool {
+    let missing: Vec<&str> = packages::missing(needs).iter().map(|need| need.package).collect();
+    if !missing.is_empty() {
+        skips::skip(&format!("not installed: {}", missing.join(" ")));
+    }
+    !missing.is_empty()
+}
+
+/// An htpasswd file with one line.
+pub(crate) fn htpasswd(dir: &Path, line: &str) -> PathBuf {
+    let file = dir.join("users.htpasswd");
+    fs::write(&file, format!("{line}\n")).unwrap();
+    file
+}
+
+/// All text files of the project, by their path from the top.
+pub(crate) fn text_files() -> Vec<(String, String)> {
+    let root = root();
+    let mut found = Vec::new();
+    collect(&root, &root, &mut found);
+    found.sort();
+    found
+}
+
+fn collect(root: &Path, dir: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let relative = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+        let ours = !["target", ".git", "artifacts", "corpus"].contains(&name.as_str());
+        if path.is_dir() && ours {
+            collect(root, &path, found);
+        } else if ours && let Ok(text) = fs::read_to_string(&path) {
+            found.push((relative, text));
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The commands of `cargo xtask` and their options.
+
+use clap::{Parser, Subcommand};
+
+use crate::{bench, build_ebpf, demo, suite};
+
+/// Builds, shows, tests and measures Portcullis.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build the guard's eBPF object
+    BuildEbpf(build_ebpf::Args),
+    /// Show the gate and the guard at work on a real registry; Ctrl-C ends it
+    Demo(demo::Args),
+    /// Run every check and every test that this machine can run
+    Test(suite::Args),
+    /// Measure the gate next to its peers
+    Bench(bench::Args),
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// When it does not succeed.
+pub fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::BuildEbpf(args) => build_ebpf::run(args).map(drop),
+        Command::Demo(args) => demo::run(args),
+        Command::Test(args) => suite::run(args),
+        Command::Bench(args) => bench::run(args),
+    }
+}

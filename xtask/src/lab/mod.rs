@@ -1,0 +1,17 @@
+//! The lab: real registries, clients and peers on this machine, each in a directory of its own, each gone when
+//! the value that holds it is dropped.
+
+pub mod cmd;
+pub mod curl;
+pub mod gate;
+pub mod hello;
+pub mod http;
+pub mod image;
+pub mod interrupt;
+pub mod packages;
+pub mod pki;
+pub mod process;
+pub mod registry;
+pub mod skips;
+pub mod skopeo;
+pub mod ui;

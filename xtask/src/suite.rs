@@ -1,0 +1,244 @@
+//! `cargo xtask test`: every check and every test that this machine can run, and the names of those it cannot.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::bail;
+
+use crate::lab::cmd::{Cmd, tail, which};
+use crate::lab::packages::{self, Need};
+use crate::lab::process::is_root;
+use crate::lab::ui::{Step, say, table};
+use crate::lab::{interrupt, skips};
+use crate::{build_ebpf, workspace};
+
+mod libtest;
+
+use libtest::Report;
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Run only the tests whose name contains this, and no other check
+    pub filter: Option<String>,
+}
+
+const NEEDS: [Need; 6] =
+    [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
+
+/// What became of one line of the table.
+#[derive(Debug)]
+struct Row {
+    name: String,
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    seconds: f64,
+}
+
+impl From<libtest::Suite> for Row {
+    fn from(suite: libtest::Suite) -> Self {
+        Self {
+            name: suite.name,
+            passed: suite.passed,
+            failed: suite.failed,
+            skipped: suite.ignored,
+            seconds: suite.seconds,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Summary {
+    rows: Vec<Row>,
+    skips: Vec<(String, String)>,
+    failures: Vec<String>,
+}
+
+enum Outcome {
+    Passed,
+    Skipped(String),
+}
+
+impl Summary {
+    fn check(&mut self, name: &str, check: impl FnOnce() -> anyhow::Result<Outcome>) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let outcome = check();
+        interrupt::check()?;
+        let mut row = Row { name: name.into(), passed: 0, failed: 0, skipped: 0, seconds: 0.0 };
+        match outcome {
+            Ok(Outcome::Passed) => row.passed = 1,
+            Ok(Outcome::Skipped(reason)) => {
+                row.skipped = 1;
+                self.skips.push((name.into(), reason));
+            }
+            Err(error) => {
+                row.failed = 1;
+                say(format!("{error:#}"));
+                self.failures.push(name.into());
+            }
+        }
+        row.seconds = begun.elapsed().as_secs_f64();
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn total(&self, of: impl Fn(&Row) -> usize) -> usize {
+        self.rows.iter().map(of).sum()
+    }
+
+    fn show(&self) -> anyhow::Result<()> {
+        let cells = |row: &Row| {
+            let numbers = [row.passed, row.failed, row.skipped].map(|number| number.to_string());
+            let [passed, failed, skipped] = numbers;
+            vec![row.name.clone(), passed, failed, skipped, format!("{:.1}", row.seconds)]
+        };
+        let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
+        say("");
+        say(table(&["what", "passed", "failed", "skipped", "seconds"], &rows));
+        if !self.skips.is_empty() {
+            say("Not run on this machine:");
+            for (name, reason) in &self.skips {
+                say(format!("  {name}: {reason}"));
+            }
+            say("");
+        }
+        if !self.failures.is_empty() {
+            say("Failed:");
+            for name in &self.failures {
+                say(format!("  {name}"));
+            }
+            say("");
+        }
+        let failed = self.total(|row| row.failed);
+        let (passed, skipped) = (self.total(|row| row.passed), self.total(|row| row.skipped));
+        say(format!("{passed} passed, {failed} failed, {skipped} skipped"));
+        if failed > 0 {
+            bail!("{failed} failed");
+        }
+        Ok(())
+    }
+}
+
+/// Runs everything.
+///
+/// # Errors
+/// When something fails.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mut summary = Summary::default();
+    install()?;
+    summary.check("eBPF object", ebpf)?;
+    if args.filter.is_none() {
+        summary.check("formatting", || component("fmt", "rustfmt", &["--all", "--check"]))?;
+        let clippy = ["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+        summary.check("clippy", || component("clippy", "clippy", &clippy))?;
+        summary.check("core alone", core_alone)?;
+        summary.check("release build", release)?;
+    }
+    tests(&mut summary, args)?;
+    summary.show()
+}
+
+/// Without root the tests that miss a program skip themselves, so a missing package is no failure.
+fn install() -> anyhow::Result<()> {
+    let installed = packages::ensure(&NEEDS);
+    if is_root() {
+        return installed;
+    }
+    if let Err(error) = installed {
+        say(format!("{error:#}\nGoing on; what needs them is skipped."));
+    }
+    Ok(())
+}
+
+fn ebpf() -> anyhow::Result<Outcome> {
+    if let Err(error) = build_ebpf::ensure_toolchain(&workspace::root()) {
+        if is_root() && which("apt-get").is_some() {
+            return Err(error);
+        }
+        return Ok(Outcome::Skipped(format!("{error:#}")));
+    }
+    build_ebpf::run(&build_ebpf::Args { install: true, ..Default::default() })?;
+    Ok(Outcome::Passed)
+}
+
+fn component(command: &str, name: &str, args: &[&str]) -> anyhow::Result<Outcome> {
+    if workspace::cargo().args([command, "--version"]).run().is_err() {
+        let add = Cmd::new("rustup").args(["component", "add", name]);
+        if add.step(&format!("rustup component add {name}")).is_err() {
+            return Ok(Outcome::Skipped(format!("cargo {command} is not installed: rustup component add {name}")));
+        }
+    }
+    let cmd = workspace::cargo().arg(command).args(args);
+    cmd.log(workspace::log(command)?).step(&format!("cargo {command}"))?;
+    Ok(Outcome::Passed)
+}
+
+fn core_alone() -> anyhow::Result<Outcome> {
+    let args = ["check", "--locked", "-p", "portcullis", "--lib", "--no-default-features"];
+    workspace::cargo().args(args).log(workspace::log("core")?).step("the core without the edge")?;
+    Ok(Outcome::Passed)
+}
+
+fn release() -> anyhow::Result<Outcome> {
+    let cmd = workspace::cargo().args(["build", "--release", "--locked"]);
+    let output = cmd.log(workspace::log("release")?).step("cargo build --release")?;
+    let text = output.everything();
+    if let Some(at) = text.find("warning:") {
+        bail!("cargo build --release warns:\n{}", tail(&text[at..]));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
+    let skipped_file: PathBuf = workspace::log("skips")?;
+    let _ = fs::remove_file(&skipped_file);
+    let log = workspace::log("tests")?;
+    let mut step = Step::begin("cargo test --workspace");
+    let mut report = Report::default();
+    let mut cmd = workspace::cargo()
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .env(skips::FILE_VARIABLE, &skipped_file)
+        .one_pipe()
+        .log(&log);
+    if let Some(filter) = &args.filter {
+        cmd = cmd.args(["--", filter]);
+    }
+    let output = cmd.watched(&mut |line| {
+        if report.read(line) {
+            step.line(line);
+        }
+        step.note(line);
+    })?;
+    let text = output.everything();
+    if output.status.success() {
+        step.done("");
+    } else {
+        drop(step);
+        say(report.failure_text().map_or_else(|| tail(&text), str::to_owned));
+        say(format!("The whole output is in {}.", log.display()));
+    }
+    // A test may also have said so only on its output.
+    let said = fs::read_to_string(&skipped_file).unwrap_or_default() + &text;
+    let mut unmatched = 0;
+    for (name, reason) in skips::parse(&said) {
+        let new = !summary.skips.iter().any(|(known, known_reason)| *known == name && *known_reason == reason);
+        if new {
+            unmatched += usize::from(!report.skipped_itself(&name));
+            summary.skips.push((name, reason));
+        }
+    }
+    summary.skips.extend(report.ignored);
+    summary.rows.extend(report.suites.into_iter().map(Row::from));
+    if unmatched > 0 {
+        let name = "parts of tests".to_owned();
+        summary.rows.push(Row { name, passed: 0, failed: 0, skipped: unmatched, seconds: 0.0 });
+    }
+    summary.failures.extend(report.failed);
+    if !output.status.success() && summary.total(|row| row.failed) == 0 {
+        summary.failures.push("cargo test".into());
+        summary.rows.push(Row { name: "cargo test".into(), passed: 0, failed: 1, skipped: 0, seconds: 0.0 });
+    }
+    Ok(())
+}
