@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test that is how a failure looks")]
 
 mod cli;
+mod data_plane;
 mod guard;
 mod readme;
 mod round_trip;

@@ -167,5 +167,4 @@ fn location<'v>(value: &'v [u8], own: &OwnOrigin<'_>) -> Cow<'v, [u8]> {
 }
 
 #[cfg(test)]
-#[path = "forward_tests.rs"]
 mod tests;

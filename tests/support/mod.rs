@@ -1,5 +1,7 @@
 //! What the integration tests share: the program under test, the lab of `xtask`, and the work tree as text.
 
+pub(crate) mod raw;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

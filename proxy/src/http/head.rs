@@ -314,5 +314,4 @@ fn expects_continue(fields: &[Field<'_>], version: Version) -> Result<bool, Reje
 }
 
 #[cfg(test)]
-#[path = "head_tests.rs"]
 mod tests;
