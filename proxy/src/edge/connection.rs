@@ -53,6 +53,15 @@ pub enum Next {
     Abort,
 }
 
+/// How much of a request's body has been read when the request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing beyond what came with the head.
+    Unread,
+    /// Nobody knows how much: what comes next on the connection has no meaning any more.
+    Begun,
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub struct Client<'w> {
@@ -162,7 +171,7 @@ impl Client<'_> {
     async fn understood(&self, head: &RequestHead<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
         let plan = match Plan::make(&self.worker.shared.sites, head) {
             Ok(plan) => plan,
-            Err((failure, oci)) => return self.refuse(&failure, oci, head, read, record).await,
+            Err((failure, oci)) => return self.refuse(&failure, oci, head, Body::Unread, read, record).await,
         };
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
@@ -171,7 +180,7 @@ impl Client<'_> {
         };
         match self.verdict(head, &plan, &from, record).await {
             Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,
-            Err(failure) => self.refuse(&failure, plan.oci, head, read, record).await,
+            Err(failure) => self.refuse(&failure, plan.oci, head, Body::Unread, read, record).await,
         }
     }
 
@@ -222,6 +231,7 @@ impl Client<'_> {
         failure: &Failure,
         oci: bool,
         head: &RequestHead<'_>,
+        body: Body,
         read: &mut Vec<u8>,
         record: &mut Record,
     ) -> Next {
@@ -233,7 +243,7 @@ impl Client<'_> {
             Framing::Length(length) => length <= DISCARDED && !head.expects_continue,
             Framing::Chunked | Framing::UntilClose => false,
         };
-        let keep_alive = head.keep_alive && small && !self.worker.watch.draining();
+        let keep_alive = head.keep_alive && body == Body::Unread && small && !self.worker.watch.draining();
         let style = Style {
             oci,
             realm: &self.worker.shared.config.auth.realm,
@@ -289,7 +299,7 @@ impl Client<'_> {
 
     async fn end(self, how: Next) {
         match how {
-            Next::Abort => {}
+            Next::Abort => self.stream.socket().reset_on_close(),
             Next::KeepAlive | Next::Close => self.stream.finish_sending(),
             Next::Linger => {
                 self.stream.finish_sending();

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use super::connection::{Client, Next};
+use super::connection::{Body, Client, Next};
 use super::plan::Plan;
-use super::relay::{Body, Broken, End, Moved};
+use super::relay::{self, Broken, End, Moved};
 use super::telemetry::{Counters, Record};
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
 use crate::http::head::{self, ResponseHead};
-use crate::http::{Framing, RequestHead};
+use crate::http::{Framing, Reject, RequestHead};
 use crate::reply::Failure;
 use crate::verdict::Permit;
 
@@ -30,6 +30,8 @@ struct Exchange<'e> {
     head: &'e RequestHead<'e>,
     from: &'e Downstream<'e>,
     public_url: Option<&'e str>,
+    /// Answer in OCI JSON.
+    oci: bool,
     /// The request head for the upstream.
     wire: Vec<u8>,
 }
@@ -37,11 +39,17 @@ struct Exchange<'e> {
 /// Why an attempt gave no response.
 enum Failed {
     /// Nothing of the request had an effect: another connection or upstream may be tried.
-    Retry(Failure),
-    /// The request may have had an effect, or the client is gone.
-    Final(Failure),
+    Retry(Cause),
+    /// The request may have had an effect, or a part of its body has been read.
+    Final(Cause),
     /// The client broke off its own request.
     Client(String),
+}
+
+/// What the client is told, and what the log is told.
+struct Cause {
+    failure: Failure,
+    why: String,
 }
 
 /// How far a request with a body got.
@@ -69,7 +77,7 @@ pub async fn run(
     let mut wire = Vec::with_capacity(1024);
     forward::request_head(permit, head, target, from, &mut wire);
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
-    let exchange = Exchange { client, head, from, public_url, wire };
+    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, wire };
     let pools = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(pools, record).await
@@ -78,8 +86,13 @@ pub async fn run(
     };
     match failed {
         Ok(next) => next,
-        Err(Failed::Retry(failure) | Failed::Final(failure)) => {
-            client.refuse(&failure, plan.oci, head, read, record).await
+        Err(Failed::Retry(cause)) => {
+            record.error = Some(cause.why);
+            client.refuse(&cause.failure, plan.oci, head, Body::Unread, read, record).await
+        }
+        Err(Failed::Final(cause)) => {
+            record.error = Some(cause.why);
+            client.refuse(&cause.failure, plan.oci, head, Body::Begun, read, record).await
         }
         Err(Failed::Client(error)) => {
             record.error = Some(error);
@@ -96,7 +109,7 @@ impl Exchange<'_> {
     /// A request without a body: it may be sent again while no response has come, if it changes nothing.
     async fn without_body(&self, pools: &[Pool], record: &mut Record) -> Result<Next, Failed> {
         let safe = matches!(self.head.method, "GET" | "HEAD");
-        let mut last = Failed::Retry(unreachable());
+        let mut last = cannot_connect(&io::ErrorKind::AddrNotAvailable.into());
         for (tried, pool) in in_turn(pools).enumerate() {
             let more = tried + 1 < pools.len();
             match self.once(pool, safe, more, record).await {
@@ -109,17 +122,20 @@ impl Exchange<'_> {
 
     /// One upstream; a kept connection that turns out to be dead is replaced by a new one.
     async fn once(&self, pool: &Pool, safe: bool, more: bool, record: &mut Record) -> Result<Next, Failed> {
-        let mut up = pool.get().await.map_err(cannot_connect)?;
+        let mut up = pool.get().await.map_err(|error| cannot_connect(&error))?;
         loop {
             match self.ask(&mut up).await {
                 Ok(len) => {
                     if safe && more && matches!(status(&up.read), Some(500 | 502 | 503 | 504)) {
-                        return Err(Failed::Retry(Failure::BadGateway("the service behind this gate failed")));
+                        return Err(Failed::Retry(Cause {
+                            failure: Failure::BadGateway("the service behind this gate failed"),
+                            why: "the upstream answered with a server error".to_owned(),
+                        }));
                     }
                     return Ok(self.respond(pool, up, len, record).await);
                 }
                 Err(NoResponse::Lost { silent: true, .. }) if up.reused && safe => {
-                    up = pool.connect().await.map_err(cannot_connect)?;
+                    up = pool.connect().await.map_err(|error| cannot_connect(&error))?;
                 }
                 Err(error) if safe => return Err(Failed::Retry(no_response(&error))),
                 Err(error) => return Err(Failed::Final(no_response(&error))),
@@ -136,11 +152,11 @@ impl Exchange<'_> {
 
     /// A request with a body: it goes to the first upstream that takes the connection, and never twice.
     async fn with_body(&self, pools: &[Pool], read: &mut Vec<u8>, record: &mut Record) -> Result<Next, Failed> {
-        let mut last = cannot_connect(io::ErrorKind::AddrNotAvailable.into());
+        let mut last = cannot_connect(&io::ErrorKind::AddrNotAvailable.into());
         for pool in in_turn(pools) {
             match pool.get().await {
                 Ok(up) => return self.upload(pool, up, read, record).await,
-                Err(error) => last = cannot_connect(error),
+                Err(error) => last = cannot_connect(&error),
             }
         }
         Err(last)
@@ -163,7 +179,7 @@ impl Exchange<'_> {
         match sent? {
             Sent::Whole(len) => Ok(self.respond(pool, up, len, record).await),
             Sent::CutShort(len) => {
-                let (next, _) = self.respond_over(pool, &up.socket, &mut up.read, len, record).await;
+                let (next, _) = self.respond_over(pool, &up.socket, &mut up.read, len, false, record).await;
                 Ok(linger(next))
             }
             Sent::Answered(next) => Ok(linger(next)),
@@ -182,7 +198,7 @@ impl Exchange<'_> {
     ) -> Result<Sent, Failed> {
         let stream = &self.client.stream;
         let (socket, answer) = (&up.socket, &mut up.read);
-        let body = Body {
+        let body = relay::Body {
             from: End::Down(stream),
             to: End::Up(socket),
             framing: self.head.framing,
@@ -207,7 +223,7 @@ impl Exchange<'_> {
             }
         };
         let len = len.map_err(|error| Failed::Final(no_response(&error)))?;
-        let mut responding = pin!(self.respond_over(pool, socket, answer, len, record));
+        let mut responding = pin!(self.respond_over(pool, socket, answer, len, false, record));
         let (next, _) = match select(responding.as_mut(), sending.as_mut()).await {
             // When the response is out, the rest of the request has no one to go to.
             Either::Left((done, _)) => done,
@@ -217,31 +233,34 @@ impl Exchange<'_> {
     }
 
     fn client_broke(&self, broken: &Broken) -> Failed {
-        match broken {
-            Broken::Chunks(_) => Failed::Final(Failure::Reject(crate::http::Reject::Malformed(
-                "the request body's chunked coding is malformed",
-            ))),
-            _ if self.client.stream.socket().expired() => Failed::Client("the request body came too slowly".to_owned()),
-            broken => Failed::Client(broken.to_string()),
+        if matches!(broken, Broken::Chunks(_)) {
+            let failure = Failure::Reject(Reject::Malformed("the request body's chunked coding is malformed"));
+            return Failed::Final(Cause { failure, why: broken.to_string() });
         }
+        Failed::Client(match self.client.stream.socket().expired() {
+            true => "the request body came too slowly".to_owned(),
+            false => broken.to_string(),
+        })
     }
 
     /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
     async fn respond(&self, pool: &Pool, mut up: Connection, len: usize, record: &mut Record) -> Next {
-        let (next, keep) = self.respond_over(pool, &up.socket, &mut up.read, len, record).await;
+        let (next, keep) = self.respond_over(pool, &up.socket, &mut up.read, len, true, record).await;
         if keep {
             pool.put(up);
         }
         next
     }
 
-    /// Relays a response: what becomes of the client's connection, and whether the upstream's can be used again.
+    /// Relays a response: what becomes of the client's connection, and whether the upstream's can be used again. `whole`
+    /// says whether the request has been read to its end.
     async fn respond_over(
         &self,
         pool: &Pool,
         socket: &super::watch::Watched,
         read: &mut Vec<u8>,
         len: usize,
+        whole: bool,
         record: &mut Record,
     ) -> (Next, bool) {
         let rest = read.split_off(len);
@@ -249,18 +268,18 @@ impl Exchange<'_> {
         let response = match head::response(&head_bytes, self.head.method) {
             Ok(response) if response.status != 101 => response,
             _ => {
+                let (cause, mut nothing) = (no_response(&NoResponse::Invalid(Reject::Version)), Vec::new());
                 record.error = Some("the upstream's response head is not one that can be relayed".to_owned());
-                let failure = Failure::BadGateway("the service behind this gate does not speak HTTP/1.1");
-                let mut nothing = Vec::new();
-                return (linger(self.client.refuse(&failure, true, self.head, &mut nothing, record).await), false);
+                let body = if self.head.framing.is_empty() { Body::Unread } else { Body::Begun };
+                let next = self.client.refuse(&cause.failure, self.oci, self.head, body, &mut nothing, record).await;
+                return (next, false);
             }
         };
-        let keep_alive = self.head.keep_alive && !self.client.worker.watch.draining();
+        let keep_alive = whole && self.head.keep_alive && !self.client.worker.watch.draining();
         let plan = forward::plan_response(&response, self.head.version, keep_alive);
         record.status = response.status;
         record.upstream = Some(pool.service().authority.clone());
-        let whole = self.relay(&response, &plan, pool, socket, read, record).await;
-        match whole {
+        match self.relay(&response, &plan, pool, socket, read, record).await {
             Ok(()) => (if plan.keep_alive { Next::KeepAlive } else { Next::Close }, response.keep_alive),
             Err(broken) => {
                 record.error = Some(broken.to_string());
@@ -282,7 +301,7 @@ impl Exchange<'_> {
         let mut out = Vec::with_capacity(1024);
         forward::response_head(response, plan, self.head.version, &own, &mut out);
         let sent = Moved::default();
-        let body = Body {
+        let body = relay::Body {
             from: End::Up(socket),
             to: End::Down(&self.client.stream),
             framing: response.framing,
@@ -315,19 +334,24 @@ fn linger(next: Next) -> Next {
     if next == Next::Abort { Next::Abort } else { Next::Linger }
 }
 
-fn unreachable() -> Failure {
-    Failure::BadGateway("the service behind this gate cannot be reached: its administrator has to look")
+fn cannot_connect(error: &io::Error) -> Failed {
+    const UNREACHABLE: &str = "the service behind this gate cannot be reached: its administrator has to look";
+    let (failure, why) = match error.kind() {
+        io::ErrorKind::TimedOut => (Failure::GatewayTimeout, "connecting to the upstream took too long".to_owned()),
+        io::ErrorKind::PermissionDenied => {
+            let why = "a guard keeps the gate from its upstream: start the gate after the guard, with the guard's pins";
+            (Failure::BadGateway(UNREACHABLE), why.to_owned())
+        }
+        _ => (Failure::BadGateway(UNREACHABLE), format!("connecting to the upstream: {error}")),
+    };
+    Failed::Retry(Cause { failure, why })
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn cannot_connect(error: io::Error) -> Failed {
-    Failed::Retry(if error.kind() == io::ErrorKind::TimedOut { Failure::GatewayTimeout } else { unreachable() })
-}
-
-fn no_response(error: &NoResponse) -> Failure {
-    match error {
+fn no_response(error: &NoResponse) -> Cause {
+    let failure = match error {
         NoResponse::TimedOut => Failure::GatewayTimeout,
         NoResponse::Lost { .. } => Failure::BadGateway("the service behind this gate closed the connection unanswered"),
         NoResponse::Invalid(_) => Failure::BadGateway("the service behind this gate does not speak HTTP/1.1"),
-    }
+    };
+    Cause { failure, why: format!("the upstream's response: {error}") }
 }

@@ -4,7 +4,7 @@ use super::gate::Ask;
 use super::worker::Site;
 use crate::config::Kind;
 use crate::forward::Downstream;
-use crate::http::RequestHead;
+use crate::http::{Reject, RequestHead};
 use crate::registry::access::Access;
 use crate::registry::endpoint::{Endpoint, classify};
 use crate::registry::media::forbidden_upload_type;
@@ -38,6 +38,10 @@ impl Plan {
         if kind == Kind::Http {
             let (target, accesses) = (head.target.to_owned(), Vec::new());
             return Ok(Self { site, kind, target, target_without_mount: None, accesses, is_base: false, oci: false });
+        }
+        if head.upgrade {
+            let reject = Reject::Malformed("Connection names a field other than close, keep-alive or TE");
+            return Err((Failure::Reject(reject), true));
         }
         let classified = classify(head.method, head.target).map_err(|unknown| (Failure::Unknown(unknown), true))?;
         let mut types = head.fields.iter().filter(|field| field.is("content-type"));

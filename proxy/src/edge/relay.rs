@@ -279,7 +279,11 @@ fn count(counter: &Cell<u64>, bytes: usize) {
 
 impl Body<'_> {
     async fn receive(&self, buffer: &mut Vec<u8>, most: usize) -> Result<usize, Broken> {
-        self.from.read(buffer, most).await.map_err(Broken::Source)
+        match self.from.read(buffer, most).await {
+            // Stopped for being too slow: that is no end of a body.
+            Ok(0) if self.from.socket().expired() => Err(Broken::Source(io::ErrorKind::TimedOut.into())),
+            done => done.map_err(Broken::Source),
+        }
     }
 
     async fn send(&self, bytes: &[u8]) -> Result<(), Broken> {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
-use futures_channel::mpsc as orders;
+use futures_channel::mpsc as drain;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::admin;
@@ -30,7 +30,7 @@ use super::sys::socket::{listener, unconnected};
 use super::telemetry::{Counters, Log};
 use super::tls::server_config;
 use super::upstream::Service;
-use super::worker::{self, Order, Shared, Site};
+use super::worker::{self, Drain, Shared, Site};
 use crate::config::{Config, Origin};
 use crate::policy::{Policy, RuleText};
 
@@ -267,7 +267,7 @@ fn abort_on_panic() {
     }));
 }
 
-type Started = (Vec<thread::JoinHandle<()>>, Vec<orders::UnboundedSender<Order>>, DriverKind);
+type Started = (Vec<thread::JoinHandle<()>>, Vec<drain::UnboundedSender<Drain>>, DriverKind);
 
 /// Starts the workers and waits until each has its runtime.
 fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started> {
@@ -276,7 +276,7 @@ fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started
     let (ready, built) = mpsc::channel();
     let (mut threads, mut senders) = (Vec::new(), Vec::new());
     for (n, sockets) in bound.into_iter().enumerate() {
-        let (sender, receiver) = orders::unbounded();
+        let (sender, receiver) = drain::unbounded();
         let (shared, ready) = (Arc::clone(shared), ready.clone());
         let work = move || match Driver::build() {
             Ok(mut driver) => {
@@ -308,7 +308,7 @@ fn announce(shared: &Shared, workers: usize, driver: DriverKind) {
 }
 
 /// Listens for signals on a thread of its own: the first SIGTERM or SIGINT drains, the second stops at once.
-fn obey_signals(shared: &Arc<Shared>, senders: Vec<orders::UnboundedSender<Order>>) -> anyhow::Result<()> {
+fn obey_signals(shared: &Arc<Shared>, senders: Vec<drain::UnboundedSender<Drain>>) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot catch signals")?;
     let shared = Arc::clone(shared);
     let obey = move || {
@@ -320,7 +320,7 @@ fn obey_signals(shared: &Arc<Shared>, senders: Vec<orders::UnboundedSender<Order
                 std::process::exit(1);
             } else {
                 say("stopping: finishing what runs; the same signal again stops at once");
-                senders.iter().for_each(|sender| drop(sender.unbounded_send(Order::Drain)));
+                senders.iter().for_each(|sender| drop(sender.unbounded_send(Drain)));
             }
         }
     };

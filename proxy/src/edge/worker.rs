@@ -73,15 +73,12 @@ pub struct Worker {
     pub backend: Option<Backend>,
 }
 
-/// A message to a worker.
+/// The word to accept nothing more and to end when the last exchange has. Dropping the sender says the same.
 #[derive(Debug, Clone, Copy)]
-pub enum Order {
-    /// Accept nothing more, and end when the last exchange has.
-    Drain,
-}
+pub struct Drain;
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Rc<Self> {
+    fn new(shared: &Arc<Shared>) -> Rc<Self> {
         let config = &shared.config;
         let window = Millis::try_from(config.limits.rate_window.as_millis()).unwrap_or(Millis::MAX);
         let watch = Watch::new(MinimumRate { bytes_per_second: config.limits.min_rate, window });
@@ -98,7 +95,7 @@ impl Worker {
             threshold: config.blobs.splice_threshold,
             buffer: config.blobs.buffer,
         };
-        Rc::new(Self { watch, mover, upstreams, backend, shared: Arc::clone(&shared) })
+        Rc::new(Self { watch, mover, upstreams, backend, shared: Arc::clone(shared) })
     }
 
     async fn sweep(self: Rc<Self>) {
@@ -114,20 +111,16 @@ impl Worker {
 }
 
 /// Runs a worker on the calling thread until it has drained.
-pub fn run(driver: &mut Driver, shared: Arc<Shared>, bound: Vec<Bound>, mut orders: mpsc::UnboundedReceiver<Order>) {
+pub fn run(driver: &mut Driver, shared: Arc<Shared>, bound: Vec<Bound>, mut drain: mpsc::UnboundedReceiver<Drain>) {
     driver.block_on(async move {
-        let worker = Worker::new(shared);
+        let worker = Worker::new(&shared);
         monoio::spawn(Rc::clone(&worker.watch).run());
         monoio::spawn(Rc::clone(&worker).sweep());
         let listeners: Vec<_> = bound.into_iter().map(|bound| Rc::new(bound.settle())).collect();
         for listener in &listeners {
             monoio::spawn(listener::accept(Rc::clone(&worker), Rc::clone(listener)));
         }
-        while let Some(order) = orders.next().await {
-            match order {
-                Order::Drain => break,
-            }
-        }
+        let _ = drain.next().await;
         listeners.iter().for_each(|listener| listener.stop());
         drop(listeners);
         worker.watch.drain();

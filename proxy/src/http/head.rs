@@ -49,6 +49,8 @@ pub struct RequestHead<'b> {
     pub keep_alive: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// Whether `Connection` names `Upgrade`.
+    pub upgrade: bool,
     /// All field lines in their order.
     pub fields: Vec<Field<'b>>,
 }
@@ -158,6 +160,7 @@ pub fn request<'b>(head: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, R
         },
         keep_alive: request_keep_alive(&fields, version)?,
         expects_continue: expects_continue(&fields, version)?,
+        upgrade: fields.iter().any(|f| f.is("connection") && names_token(f.value, "upgrade")),
         fields,
     })
 }

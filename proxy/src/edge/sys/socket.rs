@@ -184,6 +184,11 @@ impl Socket {
         matches!(recv(self, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(rustix::io::Errno::WOULDBLOCK))
     }
 
+    /// Makes closing a reset, which nobody takes for the end of a body.
+    pub fn reset_on_close(&self) {
+        let _ = sockopt::set_socket_linger(self, Some(std::time::Duration::ZERO));
+    }
+
     /// Says that nothing more will be sent.
     pub fn finish_sending(&self) {
         let _ = shutdown(self, Shutdown::Write);
