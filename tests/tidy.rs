@@ -6,15 +6,16 @@ use crate::support::text_files;
 
 /// Rooms of the core: no sockets, files, threads, clocks or random numbers. Plain addresses are values, not sockets.
 const CORE: [&str; 8] = ["config", "http", "registry", "auth", "policy", "verdict", "limit", "forward"];
-const FORBIDDEN_IN_CORE: [&str; 18] = [
+const FORBIDDEN_IN_CORE: [&str; 19] = [
     "crate::edge",
     "crate::cli",
     "std::fs",
     "std::thread",
     "std::process",
     "std::env",
-    "std::io::Read",
-    "std::io::Write",
+    "stdin",
+    "stdout",
+    "stderr",
     "TcpStream",
     "TcpListener",
     "UdpSocket",
@@ -70,8 +71,9 @@ impl Source {
         format!("{}:{}: {what}", self.path, line + 1)
     }
 
-    fn find(&self, word: &str) -> impl Iterator<Item = usize> {
-        self.code.iter().enumerate().filter(move |(_, line)| names(line, word)).map(|(number, _)| number)
+    fn find(&self, word: &str) -> Vec<usize> {
+        let lines = self.code.iter().enumerate();
+        lines.filter(|(_, line)| names(line, word)).map(|(number, _)| number).collect()
     }
 }
 
@@ -165,6 +167,11 @@ fn without_tests(text: &str) -> Vec<String> {
     lines
 }
 
+/// Whether a whole file is a test module, by the names that the project gives them.
+fn is_test(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/")
+}
+
 fn report(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
@@ -174,12 +181,14 @@ fn the_core_knows_no_edge() {
     let mut complaints = Vec::new();
     let mut seen = BTreeSet::new();
     for source in sources(&["proxy/src/"]) {
-        if !CORE.contains(&source.room()) {
+        if !CORE.contains(&source.room()) || is_test(&source.path) {
             continue;
         }
         seen.insert(source.room().to_owned());
         for word in FORBIDDEN_IN_CORE {
-            complaints.extend(source.find(word).map(|line| source.complain(line, &format!("the core names `{word}`"))));
+            complaints.extend(
+                source.find(word).into_iter().map(|line| source.complain(line, &format!("the core names `{word}`"))),
+            );
         }
     }
     assert!(seen.len() >= 6, "only these rooms were looked at: {seen:?}");
@@ -193,7 +202,8 @@ fn rooms_name_only_what_lies_below_them() {
         let Some((room, others)) = DIRECTIONS.iter().find(|(room, _)| *room == source.room()) else { continue };
         for other in *others {
             let found = source.find(&format!("crate::{other}"));
-            complaints.extend(found.map(|line| source.complain(line, &format!("`{room}` names `{other}`"))));
+            complaints
+                .extend(found.into_iter().map(|line| source.complain(line, &format!("`{room}` names `{other}`"))));
         }
     }
     report(&complaints);
@@ -205,7 +215,9 @@ fn unsafe_stands_where_it_may_and_says_why() {
     for source in sources(&["proxy/src/", "ebpf/src/", "xtask/src/", "tests/", "benches/"]) {
         let allowed = source.path.starts_with("proxy/src/edge/sys/") || source.path == "ebpf/src/main.rs";
         for line in source.find("unsafe") {
-            let explained = source.lines[line.saturating_sub(6)..=line].iter().any(|line| line.contains("SAFETY"));
+            // A function promises in its documentation, a block in the note in front of it.
+            let note = if source.code[line].contains("unsafe fn") { "# Safety" } else { "SAFETY:" };
+            let explained = source.lines[line.saturating_sub(6)..=line].iter().any(|line| line.contains(note));
             // `unsafe extern` and `#[unsafe(no_mangle)]` declare; there is nothing to be sound about yet.
             let declares = source.code[line].contains("#[unsafe(");
             if !allowed && !declares {
@@ -233,7 +245,7 @@ fn no_file_is_too_long() {
 fn nothing_unwraps_outside_tests() {
     let mut complaints = Vec::new();
     for source in sources(&["proxy/src/", "ebpf/src/", "xtask/src/"]) {
-        if source.path.ends_with("/tests.rs") || source.path.contains("/tests/") {
+        if is_test(&source.path) {
             continue;
         }
         for (number, line) in source.code.iter().enumerate() {

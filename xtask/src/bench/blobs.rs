@@ -235,7 +235,10 @@ fn publish(args: &Args, field: &Field) -> anyhow::Result<()> {
     say("");
     say(table(&heading, &rows));
     say(&remarks);
-    let file = workspace::root().join("benches/results/blobs.md");
+    let file = workspace::root().join("benches/results").join(match args.behind {
+        Behind::Registry => "blobs.md",
+        Behind::Stub => "blobs-stub.md",
+    });
     fs::write(&file, format!("# Blobs over plain HTTP\n\n{}\n{remarks}", markdown(&heading, &rows)))
         .with_context(|| format!("cannot write {}", file.display()))?;
     say(format!("Written to {}.", file.display()));
