@@ -4,6 +4,7 @@
 mod cli;
 mod data_plane;
 mod guard;
+mod production;
 mod readme;
 mod round_trip;
 mod support;
