@@ -94,7 +94,8 @@ impl Summary {
             let [passed, failed, skipped] = numbers;
             vec![row.name.clone(), passed, failed, skipped, format!("{:.1}", row.seconds)]
         };
-        let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
+        let ran = self.rows.iter().filter(|row| row.passed + row.failed + row.skipped > 0);
+        let rows: Vec<Vec<String>> = ran.map(cells).collect();
         say("");
         say(table(&["what", "passed", "failed", "skipped", "seconds"], &rows));
         if !self.skips.is_empty() {
