@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 
-use crate::lab::cmd::Cmd;
+use crate::lab::cmd::{Cmd, tail};
 use crate::lab::curl::{Answer, Curl};
 use crate::lab::gate::{Gate, Serve, add_user};
 use crate::lab::packages::{self, Need};
@@ -35,6 +35,8 @@ pub struct Args {
 
 const NEEDS: [Need; 5] = [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV];
 const LAYERS: [u64; 6] = [1, 70_000, 1 << 20, 4 << 20, 16 << 20, 40 << 20];
+/// Followed by the process id of the demo.
+const PINS: &str = "/sys/fs/bpf/portcullis-demo-";
 const USER: &str = "alice";
 const REPOSITORY: &str = "demo/app:1";
 
@@ -161,7 +163,9 @@ impl Stage {
 
     /// A client's failure is often explained by what the gate wrote.
     fn during<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        work().with_context(|| format!("the gate wrote:\n{}", crate::lab::cmd::tail(&self.gate.log())))
+        let result = work();
+        interrupt::check()?;
+        result.with_context(|| format!("the gate wrote:\n{}", tail(&self.gate.log())))
     }
 
     fn prove(&self, args: &Args) -> anyhow::Result<Vec<Line>> {
@@ -221,7 +225,8 @@ struct Guard {
 impl Guard {
     fn enforce(program: &Path, port: u16) -> anyhow::Result<Self> {
         let step = Step::begin(format!("the guard, closing port {port}"));
-        let pin = PathBuf::from(format!("/sys/fs/bpf/portcullis-demo-{}", std::process::id()));
+        detach_orphans(program);
+        let pin = PathBuf::from(format!("{PINS}{}", std::process::id()));
         // Before the command: what it pinned before it failed has to go as well.
         let guard = Self { program: program.to_owned(), pin };
         let mut cmd = Cmd::new(program).args(["guard", "enforce", "--port", &port.to_string()]);
@@ -237,9 +242,24 @@ impl Drop for Guard {
         if !self.pin.exists() {
             return;
         }
-        let cmd = Cmd::new(&self.program).args(["guard", "detach", "--pin"]).arg(&self.pin);
-        if let Err(error) = cmd.uninterruptible().run() {
+        if let Err(error) = detach(&self.program, &self.pin) {
             say(format!("could not remove the guard's pins: {error:#}"));
+        }
+    }
+}
+
+fn detach(program: &Path, pin: &Path) -> anyhow::Result<String> {
+    Cmd::new(program).args(["guard", "detach", "--pin"]).arg(pin).uninterruptible().run()
+}
+
+/// A demo that was killed leaves its port closed, as a guard should; nobody is behind that port any more.
+fn detach_orphans(program: &Path) {
+    let entries = fs::read_dir(Path::new(PINS).parent().unwrap_or(Path::new("/"))).into_iter().flatten().flatten();
+    for pin in entries.map(|entry| entry.path()) {
+        let text = pin.to_string_lossy();
+        let owner = text.strip_prefix(PINS).and_then(|pid| pid.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = detach(program, &pin);
         }
     }
 }
