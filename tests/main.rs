@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod data_plane;
 mod guard;
+mod production;
 mod readme;
 mod round_trip;
 mod support;

@@ -1,7 +1,7 @@
 //! The README does not promise what is not there: commands parse, files exist, configurations are valid.
 //!
-//! The two commands that everybody starts with are run for real: `cargo xtask test` by CI, and what `cargo xtask demo`
-//! does by the round trip.
+//! What changes a machine is run for real elsewhere: `cargo xtask test` by CI, what `cargo xtask demo` does by the round
+//! trip, and the production set-up by the tests of `production`.
 
 use std::fs;
 
@@ -11,7 +11,8 @@ use crate::support::packages::OPENSSL;
 use crate::support::{cmd::Cmd, misses, pki, program, root, scratch};
 
 /// Programs that are not ours. A command of the README begins with one of these, with `portcullis` or with cargo.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
+    "chmod",
     "apt-get",
     "install",
     "systemctl",
@@ -28,13 +29,13 @@ const OTHERS: [&str; 14] = [
     "cp",
 ];
 
-struct Block {
-    language: String,
-    text: String,
-    line: usize,
+pub(crate) struct Block {
+    pub(crate) language: String,
+    pub(crate) text: String,
+    pub(crate) line: usize,
 }
 
-fn blocks(document: &str) -> Vec<Block> {
+pub(crate) fn blocks(document: &str) -> Vec<Block> {
     let text = fs::read_to_string(root().join(document)).unwrap();
     let mut found: Vec<Block> = Vec::new();
     let mut inside = false;
