@@ -12,7 +12,7 @@ use anyhow::{Context as _, anyhow};
 
 use super::files::load_htpasswd;
 use super::hashing::Hashers;
-use super::server::bind_problem;
+use super::server::{bind_problem, patiently};
 use super::stream::{recv_some, send_all};
 use super::sys::driver::Driver;
 use super::sys::privilege::raise_file_limit;
@@ -44,7 +44,8 @@ pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<E
     challenge::check_realm(realm).map_err(|problem| anyhow!("the realm {problem}"))?;
     let htpasswd = Arc::new(load_htpasswd(htpasswd).map_err(anyhow::Error::msg)?);
     raise_file_limit();
-    let fd = socket::listener(listen, false)
+    let fd = patiently(|| socket::bound(listen, false))
+        .and_then(|fd| socket::start_listening(&fd).map(|()| fd))
         .map_err(|error| anyhow!("cannot listen on {listen}: {}", bind_problem(&error)))?;
     let configured = Configured::default();
     let hashers = Hashers::new(configured.hash_threads, configured.hash_queue);

@@ -42,8 +42,7 @@ pub fn inspect_files(config: &Config) -> Vec<String> {
 
 fn inspect_htpasswd(path: &Path, text: &str) -> Vec<String> {
     let errors = Htpasswd::parse(text).err().unwrap_or_default();
-    let line =
-        |error: &LineError| format!("{}:{}: {}; correct or remove the line", path.display(), error.line, error.reason);
+    let line = |error: &LineError| format!("{}:{}: {}", path.display(), error.line, error.reason);
     errors.iter().map(line).collect()
 }
 

@@ -26,7 +26,7 @@ use super::hashing::Hashers;
 use super::listener::{Bound, Settings};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
-use super::sys::socket::{listener, unconnected};
+use super::sys::socket::{self, unconnected};
 use super::telemetry::{Counters, Log};
 use super::tls::server_config;
 use super::upstream::Service;
@@ -54,6 +54,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let shared = prepare(config, voucher)?;
     try_upstreams(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
+    listen_all(&bound)?;
     abort_on_panic();
     watch_htpasswd(&shared)?;
     let (threads, senders, driver) = start(&shared, bound)?;
@@ -108,15 +109,40 @@ fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> 
     Ok(all)
 }
 
+/// Opens the doors, all or none, when everything else is in order: nobody is let in to wait for a gate that then fails.
+fn listen_all(bound: &[Vec<Bound>]) -> anyhow::Result<()> {
+    for bound in bound.iter().flatten() {
+        let address = bound.settings.address;
+        socket::start_listening(&bound.fd)
+            .map_err(|error| anyhow!("cannot listen on {address}: {}", bind_problem(&error)))?;
+    }
+    Ok(())
+}
+
 /// One socket for each worker. SO_REUSEPORT would also let a second gate share the port unseen, so a socket without it
 /// asks first whether the port is free. Port 0 becomes one free port for all.
 fn bind(address: &mut SocketAddr, workers: usize) -> io::Result<Vec<OwnedFd>> {
-    let probe = listener(*address, false)?;
+    let probe = patiently(|| socket::bound(*address, false))?;
     if address.port() == 0 {
         *address = rustix::net::getsockname(&probe)?.try_into()?;
     }
     drop(probe);
-    (0..workers).map(|_| listener(*address, true)).collect()
+    (0..workers).map(|_| socket::bound(*address, true)).collect()
+}
+
+/// Tries to bind for a second. The kernel takes down the rings of a gate that was killed in its own time, and until then
+/// they hold the ports: a restart must not fail for that.
+pub(super) fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// What to do about a failed bind.

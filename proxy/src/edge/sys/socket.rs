@@ -32,11 +32,12 @@ fn family(address: &SocketAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
 }
 
-/// A listening socket; with `shared`, one of several on the same address among which the kernel spreads connections.
+/// A bound socket that does not listen yet; with `shared`, one of several on the same address among which the kernel will
+/// spread connections.
 ///
 /// # Errors
-/// As bind(2) and listen(2).
-pub fn listener(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
+/// As bind(2).
+pub fn bound(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
     let fd = socket_with(family(&address), SocketType::STREAM, FLAGS, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     if shared {
@@ -47,8 +48,15 @@ pub fn listener(address: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
         sockopt::set_ipv6_v6only(&fd, true)?;
     }
     bind(&fd, &address)?;
-    listen(&fd, BACKLOG)?;
     Ok(fd)
+}
+
+/// Begins to listen: from now on the kernel completes connections.
+///
+/// # Errors
+/// As listen(2).
+pub fn start_listening(fd: &OwnedFd) -> io::Result<()> {
+    Ok(listen(fd, BACKLOG)?)
 }
 
 /// A fresh socket for an upstream connection, not connected yet.
