@@ -12,6 +12,7 @@ use anyhow::{Context as _, anyhow};
 
 use super::files::load_htpasswd;
 use super::hashing::Hashers;
+use super::listener::accept_all;
 use super::server::{bind_problem, patiently};
 use super::stream::{recv_some, send_all};
 use super::sys::driver::Driver;
@@ -63,17 +64,14 @@ async fn accept(service: Rc<Service>, fd: std::os::fd::OwnedFd) -> anyhow::Resul
     let watch = Watch::new(MinimumRate { bytes_per_second: 0, window: 10_000 });
     monoio::spawn(Rc::clone(&watch).run());
     let listener = Socket::new(fd)?;
-    loop {
-        match listener.try_accept() {
-            Ok((fd, _)) => {
-                let (service, socket) = (Rc::clone(&service), watch.add(Socket::new(fd)?));
-                monoio::spawn(async move { while service.answer(&socket).await {} });
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => listener.readable().await?,
-            // Out of files, or a connection that died in the queue: neither is the service's end.
-            Err(_) => monoio::time::sleep(std::time::Duration::from_millis(20)).await,
+    accept_all(&listener, |fd, _| {
+        if let Ok(socket) = Socket::new(fd) {
+            let (service, socket) = (Rc::clone(&service), watch.add(socket));
+            monoio::spawn(async move { while service.answer(&socket).await {} });
         }
-    }
+    })
+    .await;
+    Ok(())
 }
 
 impl Service {

@@ -19,6 +19,9 @@ use super::worker::Worker;
 /// How long accepting rests when the process is out of files: long enough not to spin, short enough not to be felt.
 const REST: Duration = Duration::from_millis(50);
 
+/// Connections accepted before the worker's other tasks have a turn.
+const TURN: usize = 64;
+
 /// A bound socket on its way to a worker.
 #[derive(Debug)]
 pub struct Bound {
@@ -62,23 +65,34 @@ impl Listener {
     }
 }
 
-/// Accepts until the listener is stopped. Connections above the limit are closed at once: the kernel would otherwise keep
-/// them waiting in a queue that nobody serves.
+/// Accepts for a worker until the listener is stopped. Connections above the limit are closed at once: the kernel would
+/// otherwise keep them waiting in a queue that nobody serves.
 pub async fn accept(worker: Rc<Worker>, listener: Rc<Listener>) {
     let Ok(socket) = &listener.socket else { return };
+    accept_all(socket, |fd, peer| admit(&worker, &listener, fd, peer)).await;
+}
+
+/// Accepts until the socket is stopped.
+pub async fn accept_all(socket: &Socket, mut admit: impl FnMut(OwnedFd, SocketAddr)) {
+    let mut turn = 0;
     loop {
-        match socket.try_accept() {
-            Ok((fd, peer)) => admit(&worker, &listener, fd, peer),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if socket.readable().await.is_err() {
-                    return;
-                }
+        if turn == TURN {
+            turn = 0;
+            if socket.readable().await.is_err() {
+                return;
             }
+        }
+        match socket.try_accept() {
+            Ok((fd, peer)) => {
+                turn += 1;
+                admit(fd, peer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => turn = TURN,
             // The listener was stopped.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
-            // One connection that died in the queue (ECONNABORTED), or no file left for it (EMFILE): neither is the
-            // listener's end.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // One connection that died in the queue is not the listener's end.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => turn += 1,
+            // Nor is it to be out of files or memory (EMFILE, ENFILE, ENOBUFS).
             Err(_) => monoio::time::sleep(REST).await,
         }
     }
