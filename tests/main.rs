@@ -3,9 +3,13 @@
 
 mod cli;
 mod data_plane;
+mod explain;
 mod guard;
+mod queue;
 mod readme;
 mod round_trip;
+mod secrets;
 mod support;
+mod throttle;
 mod tidy;
 mod walkthrough;
