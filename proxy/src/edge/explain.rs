@@ -49,8 +49,8 @@ pub struct ExplainArgs {
 }
 
 const EXAMPLES: &str = "\
-Takes for granted that the password is right, and asks no auth backend. Exit code 0: the request would be allowed; 3: it
-would be refused; 1: the configuration is not valid.
+Takes for granted that the password is right, and asks no auth backend.
+Exit code 0: allowed; 3: refused; 1: no answer, for the reason that is said.
 
 Examples:
   portcullis explain --config portcullis.toml --user alice GET /v2/team-a/app/manifests/latest
