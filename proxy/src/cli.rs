@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::config::Overrides;
+use crate::edge::explain::ExplainArgs;
 use crate::edge::guard::GuardArgs;
 use crate::edge::user::UserArgs;
 
@@ -43,6 +44,8 @@ pub enum Command {
     /// every error at once. Exit code 0: valid; 1: not.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(ServeArgs),
+    /// Explain what the gate would answer to a user's request, and why
+    Explain(ExplainArgs),
     /// Run the small stand-alone Basic auth service
     ///
     /// Answers every path with 200 "User authenticated successfully" when the request carries a right user name and

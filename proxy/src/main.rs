@@ -10,7 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use portcullis::cli::{Cli, Command, ServeArgs};
 use portcullis::config::{self, Config};
-use portcullis::edge;
+use portcullis::edge::{self, explain::ExplainArgs};
 
 /// What clap uses for a command line that it does not understand.
 const USAGE: u8 = 2;
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Serve(args) => serve(args),
         Command::Check(args) => check(args),
+        Command::Explain(args) => explain(args),
         Command::AuthService(args) => report(edge::auth_service::run(&args.htpasswd, args.listen, &args.realm)),
         Command::User(args) => report(edge::user::run(args)),
         Command::Guard(args) => report(edge::guard::run(args)),
@@ -47,6 +48,12 @@ fn check(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
     write!(std::io::stdout().lock(), "configuration is valid: {}", config.summary())
         .map_err(|error| vec![format!("standard output: {error}")])?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn explain(args: &ExplainArgs) -> Result<ExitCode, Vec<String>> {
+    let config = load_config(&ServeArgs { config: args.config.clone(), ..ServeArgs::default() })?;
+    let policy = edge::server::policy(&config)?;
+    report(edge::explain::run(args, &config, &policy))
 }
 
 fn load_config(args: &ServeArgs) -> Result<Config, Vec<String>> {

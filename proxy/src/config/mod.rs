@@ -185,6 +185,15 @@ pub struct Limits {
     pub auth_timeout: Duration,
     /// Auth subrequests at once. Default 64.
     pub auth_concurrency: usize,
+    /// Auth subrequests that may wait for their turn, within [`Limits::auth_timeout`]; more are answered with 503. Default
+    /// 1,024.
+    pub auth_queue: usize,
+    /// Wrong passwords for one user from one source (an IPv6 /64 is one) before the next are delayed; 0: never, which is
+    /// right behind a proxy that hides its clients' addresses. Default 10.
+    pub failed_logins: usize,
+    /// The first delay after [`Limits::failed_logins`]; it doubles with each further wrong password, up to 60 s. Default
+    /// 1 s.
+    pub failed_login_delay: Duration,
     /// How long an unused upstream connection is kept; must stay below the registry's own. Default 30 s.
     pub upstream_idle: Duration,
     /// How long open exchanges may go on after a stop was asked for. Default 30 s.
@@ -248,6 +257,9 @@ impl Default for Limits {
             rate_window: Duration::from_secs(20),
             auth_timeout: Duration::from_secs(5),
             auth_concurrency: 64,
+            auth_queue: 1024,
+            failed_logins: 10,
+            failed_login_delay: Duration::from_secs(1),
             upstream_idle: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
             hash_threads: 2,

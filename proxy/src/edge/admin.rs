@@ -95,7 +95,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     let exchanges: Vec<_> =
         classes.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
-    let sources = ["policy", "cache", "flight", "asked"];
+    let sources = ["policy", "cache", "flight", "asked", "throttle"];
     let verdicts: Vec<_> =
         sources.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
     let bytes = [

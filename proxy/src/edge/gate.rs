@@ -2,10 +2,11 @@
 //!
 //! The words ("what does this answer mean, may they do this") are the core's; here is only who gets asked, and when.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::attempts::Attempts;
 use super::auth_backend::{self, Subrequest};
 use super::hashing::Hashers;
 use super::upstream::Pool;
@@ -14,11 +15,12 @@ use crate::config::{Kind, Verdicts};
 use crate::forward::Downstream;
 use crate::http::RequestHead;
 use crate::limit::Millis;
+use crate::limit::turns::{Full, Turns};
 use crate::policy::Policy;
 use crate::registry::access::Access;
 use crate::verdict::cache::Cache;
 use crate::verdict::flight::{Arrival, Flights, Lead, Role};
-use crate::verdict::key::{BootKey, Question};
+use crate::verdict::key::{BootKey, Key, Question};
 use crate::verdict::{self, Answer, Verdict};
 
 /// Where a verdict came from, for the log and the counters.
@@ -32,6 +34,8 @@ pub enum Source {
     Flight,
     /// The authenticator was asked.
     Asked,
+    /// Nobody was asked: too many wrong passwords came from there.
+    Throttle,
 }
 
 impl Source {
@@ -42,6 +46,7 @@ impl Source {
             Source::Cache => "cache",
             Source::Flight => "flight",
             Source::Asked => "asked",
+            Source::Throttle => "throttle",
         }
     }
 }
@@ -75,9 +80,9 @@ pub struct Gate {
     ttl: Verdicts,
     htpasswd: Option<RwLock<Arc<Htpasswd>>>,
     hashers: Hashers,
-    asking: AtomicUsize,
-    most_asking: usize,
+    turns: Turns,
     auth_timeout: Duration,
+    attempts: Attempts,
 }
 
 /// What a [`Gate`] is made of.
@@ -93,10 +98,12 @@ pub struct Parts {
     pub htpasswd: Option<Htpasswd>,
     /// The helpers that compute hashes; they begin with [`Gate::start`].
     pub hashers: Hashers,
-    /// Subrequests at once.
-    pub auth_concurrency: usize,
-    /// For one subrequest.
+    /// Subrequests at once, and how many more may wait.
+    pub turns: Turns,
+    /// For one subrequest, the wait for its turn included.
     pub auth_timeout: Duration,
+    /// Failed logins.
+    pub attempts: Attempts,
 }
 
 /// An answer with the lifetime that its sender asked for.
@@ -119,9 +126,9 @@ impl Gate {
             ttl: parts.verdicts,
             htpasswd: parts.htpasswd.map(|file| RwLock::new(Arc::new(file))),
             hashers: parts.hashers,
-            asking: AtomicUsize::new(0),
-            most_asking: parts.auth_concurrency,
+            turns: parts.turns,
             auth_timeout: parts.auth_timeout,
+            attempts: parts.attempts,
         }
     }
 
@@ -177,9 +184,24 @@ impl Gate {
             authorization: ask.head.authorization,
             scope: &scope,
         });
-        if let Some(answer) = self.cache.get(&key, self.now()) {
-            return (answer, Source::Cache);
+        let (peer, now) = (ask.from.peer, self.now());
+        if let Some(answer) = self.cache.get(&key, now) {
+            return match self.attempts.pass(ask.head.authorization, peer, &answer, now) {
+                Ok(()) => (answer, Source::Cache),
+                Err(retry_after) => (Answer::Throttled { retry_after }, Source::Throttle),
+            };
         }
+        // Before the flight, not in it: equal questions from two sources share a flight, but not their failures.
+        let attempt = match self.attempts.begin(ask.head.authorization, peer, now) {
+            Ok(attempt) => attempt,
+            Err(retry_after) => return (Answer::Throttled { retry_after }, Source::Throttle),
+        };
+        let (answer, source) = self.fly(key, ask, backend).await;
+        attempt.end(&answer, self.now());
+        (answer, source)
+    }
+
+    async fn fly(&self, key: Key, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
         let lead = match self.flights.join(key) {
             Role::Lead(lead) => lead,
             Role::Wait(wait) => match wait.await {
@@ -196,7 +218,7 @@ impl Gate {
         (self.land(key, lead, asked), Source::Asked)
     }
 
-    fn land(&self, key: verdict::key::Key, lead: Lead<'_>, (answer, lifetime): Asked) -> Answer {
+    fn land(&self, key: Key, lead: Lead<'_>, (answer, lifetime): Asked) -> Answer {
         let ttl = if matches!(answer, Answer::Known(_)) { self.ttl.allow_ttl } else { self.ttl.deny_ttl };
         let ttl = lifetime.map_or(ttl, |asked| asked.min(ttl));
         if !ttl.is_zero() {
@@ -226,29 +248,16 @@ impl Gate {
         let Some(backend) = backend else {
             return (Answer::Unknown { challenge: None }, None);
         };
-        let Some(_turn) = Turn::take(&self.asking, self.most_asking) else {
-            return unavailable("too many questions to the auth backend at once");
+        let began = Instant::now();
+        let _turn = match monoio::time::timeout(self.auth_timeout, self.turns.take()).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(Full)) => return unavailable("the queue for the auth backend is full"),
+            Err(_) => return unavailable("the auth backend was too busy to be asked in time"),
         };
+        let left = self.auth_timeout.saturating_sub(began.elapsed());
         let user = basic.and_then(Result::ok).map(|basic| basic.user);
         let request = Subrequest { path: &backend.path, head: ask.head, target: ask.target, from: ask.from, user };
-        auth_backend::ask(&backend.pool, &request, self.auth_timeout).await
-    }
-}
-
-/// One of the subrequests that may be under way at once; given back even when the question is dropped.
-struct Turn<'g>(&'g AtomicUsize);
-
-impl<'g> Turn<'g> {
-    fn take(taken: &'g AtomicUsize, most: usize) -> Option<Self> {
-        let turn = taken.fetch_add(1, Ordering::AcqRel) < most;
-        let place = Self(taken);
-        turn.then_some(place)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        auth_backend::ask(&backend.pool, &request, left).await
     }
 }
 

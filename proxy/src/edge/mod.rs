@@ -4,16 +4,18 @@
 //!
 //! * [`server`] starts and stops everything; [`worker`] is one thread; [`listener`] accepts
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
-//! * [`plan`], [`gate`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
+//! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
 //! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it
-//! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`] and [`files`] serve their commands
+//! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`], [`explain`] and [`files`] serve their commands
 //! * [`sys`] makes the system calls
 
 pub mod admin;
+pub mod attempts;
 pub mod auth_backend;
 pub mod auth_service;
 pub mod connection;
 pub mod exchange;
+pub mod explain;
 pub mod files;
 pub mod gate;
 pub mod guard;

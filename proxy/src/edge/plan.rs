@@ -65,13 +65,18 @@ impl Plan {
         &sites[self.site]
     }
 
+    /// What the endpoint needs; `plain` leaves the mount and what it needs out.
+    pub fn accesses(&self, plain: bool) -> &[Access] {
+        if plain && self.target_without_mount.is_some() { &self.accesses[..1] } else { &self.accesses }
+    }
+
     /// The question to the gate; `plain` leaves the mount and what it needs out.
     pub fn ask<'r>(&'r self, head: &'r RequestHead<'r>, from: &'r Downstream<'r>, plain: bool) -> Ask<'r> {
-        let (target, accesses) = match &self.target_without_mount {
-            Some(target) if plain => (target.as_str(), &self.accesses[..1]),
-            _ => (self.target.as_str(), self.accesses.as_slice()),
+        let target = match &self.target_without_mount {
+            Some(target) if plain => target,
+            _ => &self.target,
         };
-        Ask { site: self.site, kind: self.kind, head, target, accesses, from }
+        Ask { site: self.site, kind: self.kind, head, target, accesses: self.accesses(plain), from }
     }
 }
 

@@ -19,6 +19,7 @@ use futures_channel::mpsc as drain;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::admin;
+use super::attempts::Attempts;
 use super::files::load_htpasswd;
 use super::gate::{Gate, Parts};
 use super::guard::vouch::Voucher;
@@ -32,6 +33,7 @@ use super::tls::server_config;
 use super::upstream::Service;
 use super::worker::{self, Drain, Shared, Site};
 use crate::config::{Config, Origin};
+use crate::limit::turns::Turns;
 use crate::policy::{Policy, RuleText};
 
 /// How long an upstream that refuses connections is tried at the start: a registry that was started with the gate gets
@@ -187,8 +189,9 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
         verdicts: config.verdicts.clone(),
         htpasswd,
         hashers: Hashers::new(config.limits.hash_threads, config.limits.hash_queue),
-        auth_concurrency: config.limits.auth_concurrency,
+        turns: Turns::new(config.limits.auth_concurrency, config.limits.auth_queue),
         auth_timeout: config.limits.auth_timeout,
+        attempts: Attempts::new(&secret, config.limits.failed_logins, config.limits.failed_login_delay),
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
     Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))

@@ -43,6 +43,18 @@ impl BootKey {
         Self(Hmac::new(&block.into()))
     }
 
+    /// The keyed name of anything else that must not be kept itself. Never the key of a question: no epoch comes as far
+    /// as what it begins with.
+    pub fn name(&self, purpose: &str, parts: &[&[u8]]) -> Key {
+        let mut mac = self.0.clone();
+        mac.update(&u64::MAX.to_le_bytes());
+        part(&mut mac, purpose.as_bytes());
+        for bytes in parts {
+            part(&mut mac, bytes);
+        }
+        truncated(mac)
+    }
+
     /// The key of a question.
     pub fn key(&self, question: &Question<'_>) -> Key {
         let mut mac = self.0.clone();
@@ -53,11 +65,15 @@ impl BootKey {
         for text in question.scope {
             part(&mut mac, text.as_bytes());
         }
-        let digest = mac.finalize().into_bytes();
-        let mut key = Key::default();
-        key.copy_from_slice(&digest[..16]);
-        key
+        truncated(mac)
     }
+}
+
+fn truncated(mac: Hmac<Sha256>) -> Key {
+    let digest = mac.finalize().into_bytes();
+    let mut key = Key::default();
+    key.copy_from_slice(&digest[..16]);
+    key
 }
 
 fn part(mac: &mut Hmac<Sha256>, bytes: &[u8]) {
@@ -93,6 +109,19 @@ mod tests {
         assert_eq!(keys.len(), others.len());
         assert_eq!(boot.key(&base), boot.key(&base));
         assert_ne!(boot.key(&base), BootKey::new(&[8; 32]).key(&base));
+    }
+
+    #[test]
+    fn names_differ_by_purpose_and_parts() {
+        let boot = BootKey::new(&[7; 32]);
+        let names = [
+            boot.name("a", &[b"x", b"y"]),
+            boot.name("b", &[b"x", b"y"]),
+            boot.name("a", &[b"xy", b""]),
+            boot.name("a", &[b"xy"]),
+            BootKey::new(&[8; 32]).name("a", &[b"xy"]),
+        ];
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::config::units::{Period, Size, format_duration, format_size};
 use crate::config::{Blobs, Limits, Verdicts};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 const KIB: usize = 1 << 10;
@@ -68,6 +69,14 @@ impl Resolver<'_> {
                 &file.auth_concurrency,
                 default.auth_concurrency,
                 1..=100_000,
+            ),
+            auth_queue: self.count("limits.auth_queue", &file.auth_queue, default.auth_queue, 0..=1_000_000),
+            failed_logins: self.count("limits.failed_logins", &file.failed_logins, default.failed_logins, 0..=1_000),
+            failed_login_delay: self.period(
+                "limits.failed_login_delay",
+                &file.failed_login_delay,
+                default.failed_login_delay,
+                MILLISECOND..=MINUTE,
             ),
             upstream_idle,
             drain_timeout,

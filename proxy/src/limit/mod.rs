@@ -1,4 +1,7 @@
-//! Limits that are arithmetic: progress over a window of time.
+//! Limits that are arithmetic: progress over a window of time, turns in a bounded queue, failed logins.
+
+pub mod throttle;
+pub mod turns;
 
 /// Milliseconds of a monotonic clock.
 pub type Millis = u64;
