@@ -21,6 +21,7 @@ pub(super) type Strings = Option<Spanned<Vec<Spanned<String>>>>;
 pub(super) struct File {
     pub(super) workers: Maybe<usize>,
     pub(super) user: Maybe<String>,
+    pub(super) upstream_ca: Maybe<String>,
     pub(super) admin: Maybe<String>,
     pub(super) access_log: Maybe<String>,
     pub(super) allow_plaintext_credentials: Maybe<bool>,

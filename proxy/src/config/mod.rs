@@ -30,6 +30,8 @@ pub use suggest::nearest;
 pub struct Config {
     /// Worker threads; 0: one for each core. Default 0.
     pub workers: usize,
+    /// The roots that `https://` upstreams and auth backends are checked against, a PEM file. `None`: the system's.
+    pub upstream_ca: Option<PathBuf>,
     /// The user that a gate started as root becomes. `None`: `portcullis`, if there is one.
     pub user: Option<String>,
     /// The admin listener; `None` when it is off. Default 127.0.0.1:9180.

@@ -64,6 +64,7 @@ impl Resolver<'_> {
         let auth = self.auth(file, &rules);
         Config {
             workers: self.workers(file),
+            upstream_ca: file.upstream_ca.as_ref().map(|path| self.path(&self.given(path, "upstream_ca"))),
             user: file.user.as_ref().map(|user| user.get_ref().clone()),
             admin: self.admin(file, &listeners),
             access_log: self.access_log(file),

@@ -103,7 +103,8 @@ mod tests {
     fn tables_of_the_root_are_described() {
         // A table that is added to the file but not here would let misspelt keys in it go without a suggestion.
         let tables = ["listen", "site", "auth", "verdicts", "rule", "limits", "blobs", "guard"];
-        let plain = ["workers", "user", "admin", "access_log", "allow_plaintext_credentials", "ktls", "groups"];
+        let plain =
+            ["workers", "user", "upstream_ca", "admin", "access_log", "allow_plaintext_credentials", "ktls", "groups"];
         for key in keys("").unwrap_or_default() {
             assert_eq!(keys(key).is_some(), tables.contains(key), "{key}");
             assert!(tables.contains(key) || plain.contains(key), "{key}");

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::stream::{recv_some, send_all};
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::auth::Principal;
 use crate::forward::{Downstream, assertions};
@@ -100,8 +99,8 @@ enum Failed {
 }
 
 async fn attempt(connection: &mut Connection, wire: &[u8]) -> Result<(Reply, bool), Failed> {
-    send_all(&connection.socket, wire).await.map_err(|_| Failed::Silent)?;
-    let len = response_head(&connection.socket, &mut connection.read).await.map_err(|error| match error {
+    connection.stream.write_all(wire).await.map_err(|_| Failed::Silent)?;
+    let len = response_head(&connection.stream, &mut connection.read).await.map_err(|error| match error {
         NoResponse::Lost { silent: true, .. } => Failed::Silent,
         NoResponse::Invalid(_) => Failed::Final("the auth backend's answer is not valid HTTP"),
         NoResponse::Lost { .. } | NoResponse::TimedOut => Failed::Final("the auth backend broke off its answer"),
@@ -173,7 +172,7 @@ async fn discard_body(connection: &mut Connection, framing: Framing) -> Result<(
         if left == 0 || decoder.is_done() {
             return Ok(());
         }
-        if recv_some(&connection.socket, &mut connection.read, 16 * 1024).await.map_err(|_| BROKEN)? == 0 {
+        if connection.stream.read(&mut connection.read, 16 * 1024).await.map_err(|_| BROKEN)? == 0 {
             return if framing == Framing::UntilClose { Ok(()) } else { Err(BROKEN) };
         }
     }

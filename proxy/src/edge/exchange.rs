@@ -8,7 +8,8 @@ use futures_util::future::{Either, select};
 
 use super::connection::{Body, Client, Next};
 use super::plan::Plan;
-use super::relay::{self, Broken, End, Moved};
+use super::relay::{self, Broken, Moved};
+use super::stream::Stream;
 use super::telemetry::{Counters, Record};
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
@@ -145,9 +146,9 @@ impl Exchange<'_> {
 
     async fn ask(&self, up: &mut Connection) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
-        super::stream::send_all(&up.socket, &self.wire).await.map_err(lost)?;
-        up.socket.expect_within(self.limits().response_timeout);
-        response_head(&up.socket, &mut up.read).await
+        up.stream.write_all(&self.wire).await.map_err(lost)?;
+        up.stream.socket().expect_within(self.limits().response_timeout);
+        response_head(&up.stream, &mut up.read).await
     }
 
     /// A request with a body: it goes to the first upstream that takes the connection, and never twice.
@@ -179,7 +180,7 @@ impl Exchange<'_> {
         match sent? {
             Sent::Whole(len) => Ok(self.respond(pool, up, len, record).await),
             Sent::CutShort(len) => {
-                let (next, _) = self.respond_over(pool, &up.socket, &mut up.read, len, false, record).await;
+                let (next, _) = self.respond_over(pool, &up.stream, &mut up.read, len, false, record).await;
                 Ok(linger(next))
             }
             Sent::Answered(next) => Ok(linger(next)),
@@ -197,17 +198,17 @@ impl Exchange<'_> {
         record: &mut Record,
     ) -> Result<Sent, Failed> {
         let stream = &self.client.stream;
-        let (socket, answer) = (&up.socket, &mut up.read);
+        let (upstream, answer) = (&up.stream, &mut up.read);
         let body = relay::Body {
-            from: End::Down(stream),
-            to: End::Up(socket),
+            from: stream,
+            to: upstream,
             framing: self.head.framing,
             rechunk: self.head.framing == Framing::Chunked,
             moved: received,
         };
         let mut sending = pin!(self.client.worker.mover.relay(&body, read, self.wire.clone()));
         let len = {
-            let mut head = pin!(response_head(socket, answer));
+            let mut head = pin!(response_head(upstream, answer));
             match select(sending.as_mut(), head.as_mut()).await {
                 Either::Right((len, _)) => len,
                 Either::Left((Err(broken @ (Broken::Source(_) | Broken::Chunks(_))), _)) => {
@@ -216,14 +217,14 @@ impl Exchange<'_> {
                 Either::Left((result, _)) => {
                     let patience = if result.is_ok() { self.limits().response_timeout } else { LAST_WORDS };
                     stream.socket().expect_nothing();
-                    socket.expect_within(patience);
+                    upstream.socket().expect_within(patience);
                     let len = head.await.map_err(|error| Failed::Final(no_response(&error)))?;
                     return Ok(if result.is_ok() { Sent::Whole(len) } else { Sent::CutShort(len) });
                 }
             }
         };
         let len = len.map_err(|error| Failed::Final(no_response(&error)))?;
-        let mut responding = pin!(self.respond_over(pool, socket, answer, len, false, record));
+        let mut responding = pin!(self.respond_over(pool, upstream, answer, len, false, record));
         let (next, _) = match select(responding.as_mut(), sending.as_mut()).await {
             // When the response is out, the rest of the request has no one to go to.
             Either::Left((done, _)) => done,
@@ -245,7 +246,7 @@ impl Exchange<'_> {
 
     /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
     async fn respond(&self, pool: &Pool, mut up: Connection, len: usize, record: &mut Record) -> Next {
-        let (next, keep) = self.respond_over(pool, &up.socket, &mut up.read, len, true, record).await;
+        let (next, keep) = self.respond_over(pool, &up.stream, &mut up.read, len, true, record).await;
         if keep {
             pool.put(up);
         }
@@ -257,7 +258,7 @@ impl Exchange<'_> {
     async fn respond_over(
         &self,
         pool: &Pool,
-        socket: &super::watch::Watched,
+        upstream: &Stream,
         read: &mut Vec<u8>,
         len: usize,
         whole: bool,
@@ -279,7 +280,7 @@ impl Exchange<'_> {
         let plan = forward::plan_response(&response, self.head.version, keep_alive);
         record.status = response.status;
         record.upstream = Some(pool.service().authority.clone());
-        match self.relay(&response, &plan, pool, socket, read, record).await {
+        match self.relay(&response, &plan, pool, upstream, read, record).await {
             Ok(()) => (if plan.keep_alive { Next::KeepAlive } else { Next::Close }, response.keep_alive),
             Err(broken) => {
                 record.error = Some(broken.to_string());
@@ -293,7 +294,7 @@ impl Exchange<'_> {
         response: &ResponseHead<'_>,
         plan: &ResponsePlan,
         pool: &Pool,
-        socket: &super::watch::Watched,
+        upstream: &Stream,
         read: &mut Vec<u8>,
         record: &mut Record,
     ) -> Result<(), Broken> {
@@ -302,8 +303,8 @@ impl Exchange<'_> {
         forward::response_head(response, plan, self.head.version, &own, &mut out);
         let sent = Moved::default();
         let body = relay::Body {
-            from: End::Up(socket),
-            to: End::Down(&self.client.stream),
+            from: upstream,
+            to: &self.client.stream,
             framing: response.framing,
             rechunk: plan.framing == Framing::Chunked,
             moved: &sent,

@@ -62,19 +62,28 @@ pub fn load_htpasswd(path: &Path) -> Result<Htpasswd, String> {
     })
 }
 
+/// Loads all certificates of a PEM file; at least one.
+///
+/// # Errors
+/// One line that names the file and what to do.
+pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let (pem, path) = (read(path)?, path.display());
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{path}: {}; write the certificates as PEM again", pem_problem(&error)))?;
+    if certificates.is_empty() {
+        return Err(format!("{path}: no certificate in it; name a PEM file with -----BEGIN CERTIFICATE-----"));
+    }
+    Ok(certificates)
+}
+
 /// Loads a certificate chain and its key, and checks that they belong together.
 ///
 /// # Errors
 /// One line that names the file and what to do.
 pub fn load_identity(identity: &TlsIdentity) -> Result<Arc<CertifiedKey>, String> {
     let (cert, key) = (identity.cert.display(), identity.key.display());
-    let chain = read(&identity.cert)?;
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&chain)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("{cert}: {}; write the chain as PEM again", pem_problem(&error)))?;
-    if chain.is_empty() {
-        return Err(format!("{cert}: no certificate in it; name a PEM file with -----BEGIN CERTIFICATE-----"));
-    }
+    let chain = load_certificates(&identity.cert)?;
     let pem = zeroize::Zeroizing::new(read(&identity.key)?);
     let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
         _ if holds(&pem, b"ENCRYPTED") => {

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::io;
 
-use super::stream::{Stream, recv_some, send_all};
+use super::stream::Stream;
 use super::sys::pipe::{Pipe, Pool};
 use super::watch::Watched;
 use crate::http::Framing;
@@ -32,45 +32,6 @@ pub enum Broken {
 
 fn short() -> Broken {
     Broken::Source(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before its declared length"))
-}
-
-/// One end of a relay.
-#[derive(Debug, Clone, Copy)]
-pub enum End<'c> {
-    /// The client's side.
-    Down(&'c Stream),
-    /// The registry's side.
-    Up(&'c Watched),
-}
-
-impl<'c> End<'c> {
-    fn socket(self) -> &'c Watched {
-        match self {
-            End::Down(stream) => stream.socket(),
-            End::Up(socket) => socket,
-        }
-    }
-
-    fn spliceable(self) -> Option<&'c Watched> {
-        match self {
-            End::Down(stream) => stream.spliceable(),
-            End::Up(socket) => Some(socket),
-        }
-    }
-
-    async fn read(self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-        match self {
-            End::Down(stream) => stream.read(buffer, most).await,
-            End::Up(socket) => recv_some(socket, buffer, most).await,
-        }
-    }
-
-    async fn write_all(self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            End::Down(stream) => stream.write_all(bytes).await,
-            End::Up(socket) => send_all(socket, bytes).await,
-        }
-    }
 }
 
 /// How a worker moves bodies.
@@ -104,9 +65,9 @@ impl Moved {
 #[derive(Debug)]
 pub struct Body<'c> {
     /// Where it comes from.
-    pub from: End<'c>,
+    pub from: &'c Stream,
     /// Where it goes.
-    pub to: End<'c>,
+    pub to: &'c Stream,
     /// How the sender frames it.
     pub framing: Framing,
     /// Whether the receiver gets it in chunks.

@@ -29,7 +29,7 @@ use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
 use super::sys::socket::{self, unconnected};
 use super::telemetry::{Counters, Log};
-use super::tls::server_config;
+use super::tls::{Trust, client_config, server_config};
 use super::upstream::Service;
 use super::worker::{self, Drain, Shared, Site};
 use crate::config::{Config, Origin};
@@ -169,17 +169,18 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty()).context("no random numbers")?;
+    let mut roots = Roots { path: config.upstream_ca.as_deref(), read: None };
     let mut sites = Vec::new();
     for site in &config.sites {
         sites.push(Site {
             hosts: site.hosts.clone(),
             kind: site.kind,
             public_url: site.public_url.clone(),
-            services: site.upstreams.iter().map(resolve).collect::<anyhow::Result<_>>()?,
+            services: site.upstreams.iter().map(|origin| resolve(origin, &mut roots)).collect::<anyhow::Result<_>>()?,
         });
     }
     let backend = match &config.auth.backend {
-        Some(backend) => Some((resolve(&backend.origin)?, backend.path.clone())),
+        Some(backend) => Some((resolve(&backend.origin, &mut roots)?, backend.path.clone())),
         None => None,
     };
     let log = Log::prepare(&config.access_log).map_err(|error| anyhow!("cannot open the access log: {error}"))?;
@@ -197,12 +198,32 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
     Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
 }
 
-fn resolve(origin: &Origin) -> anyhow::Result<Service> {
+/// Looks an origin up, and settles whom it has to prove to be.
+fn resolve(origin: &Origin, roots: &mut Roots<'_>) -> anyhow::Result<Service> {
     let addresses: Vec<SocketAddr> = (origin.host.as_str(), origin.port)
         .to_socket_addrs()
         .map_err(|error| anyhow!("cannot find {origin}: {error}; check the name, or write an address"))?
         .collect();
-    Ok(Service { authority: origin.authority().into(), addresses: addresses.into() })
+    let trust = if origin.tls { Some(Trust::new(&roots.config()?, &origin.host)?) } else { None };
+    let url = origin.to_string().into();
+    Ok(Service { url, authority: origin.authority().into(), addresses: addresses.into(), trust })
+}
+
+/// The roots that upstreams are checked against, read once and only where an upstream is `https://`.
+struct Roots<'c> {
+    path: Option<&'c Path>,
+    read: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Roots<'_> {
+    fn config(&mut self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        if let Some(read) = &self.read {
+            return Ok(Arc::clone(read));
+        }
+        let config = client_config(self.path)?;
+        self.read = Some(Arc::clone(&config));
+        Ok(config)
+    }
 }
 
 /// Connects once to each site's upstreams, with the gate's own right to do so.
@@ -211,8 +232,8 @@ fn try_upstreams(shared: &Shared) -> anyhow::Result<()> {
     for site in &shared.sites {
         while let Some(error) = unreachable(site, shared.voucher.as_deref()) {
             if Instant::now() >= deadline {
-                let names: Vec<&str> = site.services.iter().map(|service| service.authority.as_ref()).collect();
-                bail!("cannot reach the upstream http://{}: {error}", names.join(", http://"));
+                let names: Vec<&str> = site.services.iter().map(|service| service.url.as_ref()).collect();
+                bail!("cannot reach the upstream {}: {error}", names.join(", "));
             }
             thread::sleep(Duration::from_millis(100));
         }

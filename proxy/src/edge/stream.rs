@@ -1,14 +1,14 @@
-//! The downstream side of a connection: a watched socket, with or without TLS.
+//! A connection, to a client or to an upstream: a watched socket, with or without TLS.
 
 use std::io;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-use super::tls::Session;
+use super::tls::{Session, Trust};
 use super::watch::Watched;
 
-/// A client's connection. All methods take `&self`: reading and writing go on at once.
+/// A connection. All methods take `&self`: reading and writing go on at once.
 #[derive(Debug)]
 pub struct Stream {
     socket: Watched,
@@ -65,6 +65,15 @@ impl Stream {
         Ok(Self { socket, tls: Some(session) })
     }
 
+    /// Performs the client's part of the TLS handshake with an upstream.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub async fn trusting(socket: Watched, to: &Trust, early: &mut Vec<u8>) -> io::Result<Self> {
+        let session = Session::connect(to, &socket, early).await?;
+        Ok(Self { socket, tls: Some(session) })
+    }
+
     /// Waits for the next bytes without a buffer for them. A TLS session has none left over: it decrypts all it reads.
     ///
     /// # Errors
@@ -114,7 +123,7 @@ impl Stream {
         &self.socket
     }
 
-    /// Whether the client's side is encrypted.
+    /// Whether it is encrypted.
     pub fn is_secure(&self) -> bool {
         self.tls.is_some()
     }

@@ -1,18 +1,21 @@
-//! TLS on the downstream side: rustls over a non-blocking socket.
+//! TLS on both sides: rustls over a non-blocking socket, as the server for clients and as the client for `https://`
+//! upstreams.
 //!
 //! Records are decrypted from one large read and encrypted into one vectored write, so that a body costs a system
 //! call for each quarter of a megabyte, not for each record.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Read as _, Write};
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{anyhow, bail};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::ServerName;
 
-use super::files::load_identity;
+use super::files::{load_certificates, load_identity};
 use super::sys::socket::Socket;
 use super::watch::Watched;
 use crate::config::TlsIdentity;
@@ -29,7 +32,7 @@ thread_local! {
 
 /// The TLS state of a connection.
 pub struct Session {
-    connection: RefCell<Box<ServerConnection>>,
+    connection: RefCell<Box<Connection>>,
     /// The client has said that it sends nothing more.
     closed: Cell<bool>,
 }
@@ -66,28 +69,44 @@ enum Pulled {
 }
 
 impl Session {
-    /// Performs the handshake on a fresh connection. What the client sends right behind it is appended to `early`.
+    /// Performs the server's part of the handshake. What the client sends right behind it is appended to `early`.
     ///
     /// # Errors
     /// On a failed handshake (the alert is sent), an end in the middle, or a socket error.
     pub async fn accept(config: &Arc<ServerConfig>, socket: &Watched, early: &mut Vec<u8>) -> io::Result<Self> {
-        let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+        let connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+        Self::handshake(connection.into(), socket, early).await
+    }
+
+    /// Performs the client's part of the handshake with the server `name`, whose certificate must be valid for it.
+    ///
+    /// # Errors
+    /// As [`Session::accept`]; `InvalidData` for a certificate that is not trusted.
+    pub async fn connect(to: &Trust, socket: &Watched, early: &mut Vec<u8>) -> io::Result<Self> {
+        let connection = ClientConnection::new(Arc::clone(&to.config), to.name.clone()).map_err(io::Error::other)?;
+        Self::handshake(connection.into(), socket, early).await
+    }
+
+    async fn handshake(mut connection: Connection, socket: &Watched, early: &mut Vec<u8>) -> io::Result<Self> {
         // The writer flushes after each piece, so the limit would only cut pieces short.
         connection.set_buffer_limit(None);
         let session = Self { connection: RefCell::new(Box::new(connection)), closed: Cell::new(false) };
-        while session.connection.borrow().is_handshaking() {
+        loop {
+            session.flush(socket).await?;
+            if !session.connection.borrow().is_handshaking() {
+                return Ok(session);
+            }
             match session.pull(socket, early) {
                 Ok(Pulled::End) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(Pulled::Plaintext(_)) => session.flush(socket).await?,
+                Ok(Pulled::Plaintext(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
                 Err(error) => {
-                    // The alert tells the client why, as far as its socket takes it.
+                    // The alert tells the other side why, as far as its socket takes it.
                     let _ = session.connection.borrow_mut().write_tls(&mut Out(socket));
                     return Err(error);
                 }
             }
         }
-        Ok(session)
     }
 
     /// Appends decrypted bytes to `buffer`: 0 at the end of the stream.
@@ -205,6 +224,52 @@ pub fn server_config(identities: &[TlsIdentity]) -> anyhow::Result<Arc<ServerCon
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
     Ok(Arc::new(config))
+}
+
+/// Whom an `https://` upstream has to be.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// The client side of TLS for upstreams: TLS 1.2 and 1.3, the server's certificate checked against these roots, or the
+/// system's.
+///
+/// # Errors
+/// When there are no roots to check against; the text names the file and the remedy.
+pub fn client_config(roots: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut store = RootCertStore::empty();
+    if let Some(path) = roots {
+        let pem = load_certificates(path).map_err(anyhow::Error::msg)?;
+        for certificate in pem {
+            store.add(certificate).map_err(|error| anyhow!("{}: not a root certificate: {error}", path.display()))?;
+        }
+    } else {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if store.is_empty() {
+            bail!("this system has no root certificates: install ca-certificates, or name a file in upstream_ca");
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+impl Trust {
+    /// Trusts the server of this host name or address.
+    ///
+    /// # Errors
+    /// When no certificate could be valid for the name.
+    pub fn new(config: &Arc<ClientConfig>, host: &str) -> anyhow::Result<Self> {
+        let name =
+            ServerName::try_from(host.to_owned()).map_err(|_| anyhow!("{host} cannot stand in a certificate"))?;
+        Ok(Self { config: Arc::clone(config), name })
+    }
 }
 
 /// Chooses the first certificate that is valid for the name asked for, else the first of all.

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guard::vouch::Voucher;
-use super::stream::recv_some;
+use super::stream::Stream;
 use super::sys::socket::{Socket, unconnected};
-use super::watch::{Watch, Watched};
+use super::tls::Trust;
+use super::watch::Watch;
 use crate::http::head;
 use crate::limit::Millis;
 
@@ -25,8 +26,12 @@ const HEAD_READ: usize = 16 * 1024;
 /// Where a service listens, resolved.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// The configured authority, for `Host` and for messages.
+    /// The configured URL, for messages.
+    pub url: Arc<str>,
+    /// Its authority, for `Host`.
     pub authority: Arc<str>,
+    /// Whom it has to prove to be; none: it speaks plain HTTP.
+    pub trust: Option<Trust>,
     /// Its addresses in the resolver's order.
     pub addresses: Arc<[SocketAddr]>,
 }
@@ -39,7 +44,7 @@ pub struct Pool {
     connect_timeout: Duration,
     idle_ttl: Millis,
     /// The most recently used at the back: the oldest may fall idle and go.
-    idle: RefCell<VecDeque<(Watched, Millis)>>,
+    idle: RefCell<VecDeque<(Stream, Millis)>>,
     next_address: Cell<usize>,
     turn: Cell<usize>,
 }
@@ -53,8 +58,8 @@ impl std::fmt::Debug for Pool {
 /// A connection to a service, with what was read from it beyond the current head.
 #[derive(Debug)]
 pub struct Connection {
-    /// The socket.
-    pub socket: Watched,
+    /// The connection itself.
+    pub stream: Stream,
     /// Whether an exchange went over it before: then it may have been closed while our request was on its way.
     pub reused: bool,
     /// Bytes read and not yet dealt with.
@@ -113,9 +118,9 @@ impl Pool {
     pub async fn get(&self) -> io::Result<Connection> {
         let oldest = self.watch.coarse_now().saturating_sub(self.idle_ttl);
         loop {
-            let Some((socket, since)) = self.idle.borrow_mut().pop_back() else { break };
-            if since >= oldest && socket.is_quiet() {
-                return Ok(Connection { socket, reused: true, read: Vec::new() });
+            let Some((stream, since)) = self.idle.borrow_mut().pop_back() else { break };
+            if since >= oldest && stream.socket().is_quiet() {
+                return Ok(Connection { stream, reused: true, read: Vec::new() });
             }
         }
         self.connect().await
@@ -133,14 +138,14 @@ impl Pool {
         for offset in 0..addresses.len() {
             let address = addresses[first.wrapping_add(offset) % addresses.len()];
             match self.connect_to(address).await {
-                Ok(socket) => return Ok(Connection { socket, reused: false, read: Vec::new() }),
+                Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> io::Result<Watched> {
+    async fn connect_to(&self, address: SocketAddr) -> io::Result<Connection> {
         let fd = unconnected(&address)?;
         if let Some(voucher) = &self.voucher {
             voucher.vouch(fd.as_fd())?;
@@ -149,20 +154,28 @@ impl Pool {
         let socket = monoio::time::timeout(self.connect_timeout, connecting)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok(self.watch.add(socket))
+        let (socket, mut read) = (self.watch.add(socket), Vec::new());
+        let stream = match &self.service.trust {
+            None => Stream::plain(socket),
+            Some(trust) => {
+                socket.expect_within(self.connect_timeout);
+                Stream::trusting(socket, trust, &mut read).await?
+            }
+        };
+        Ok(Connection { stream, reused: false, read })
     }
 
     /// Keeps a connection whose last exchange ended cleanly.
     pub fn put(&self, connection: Connection) {
-        if !connection.read.is_empty() || connection.socket.expired() || self.watch.draining() {
+        if !connection.read.is_empty() || connection.stream.socket().expired() || self.watch.draining() {
             return;
         }
-        connection.socket.expect_nothing();
+        connection.stream.socket().expect_nothing();
         let mut idle = self.idle.borrow_mut();
         if idle.len() == KEPT {
             idle.pop_front();
         }
-        idle.push_back((connection.socket, self.watch.coarse_now()));
+        idle.push_back((connection.stream, self.watch.coarse_now()));
     }
 
     /// Closes the connections that were idle for too long.
@@ -181,11 +194,11 @@ impl Pool {
 ///
 /// # Errors
 /// [`NoResponse`]; the connection must then be closed.
-pub async fn response_head(socket: &Watched, read: &mut Vec<u8>) -> Result<usize, NoResponse> {
+pub async fn response_head(stream: &Stream, read: &mut Vec<u8>) -> Result<usize, NoResponse> {
     /// Interim responses before one final one; more is an upstream gone wrong.
     const MOST_INTERIM: usize = 16;
     for _ in 0..MOST_INTERIM {
-        let len = one_head(socket, read).await?;
+        let len = one_head(stream, read).await?;
         let interim = read.get(9) == Some(&b'1');
         if !interim {
             return Ok(len);
@@ -195,7 +208,7 @@ pub async fn response_head(socket: &Watched, read: &mut Vec<u8>) -> Result<usize
     Err(NoResponse::Invalid(crate::http::Reject::Malformed("too many interim responses")))
 }
 
-async fn one_head(socket: &Watched, read: &mut Vec<u8>) -> Result<usize, NoResponse> {
+async fn one_head(stream: &Stream, read: &mut Vec<u8>) -> Result<usize, NoResponse> {
     let mut seen = 0;
     loop {
         if let Some(len) = head::response_end(read, seen).map_err(NoResponse::Invalid)? {
@@ -205,10 +218,10 @@ async fn one_head(socket: &Watched, read: &mut Vec<u8>) -> Result<usize, NoRespo
         let lost = |error| NoResponse::Lost { error, silent: seen == 0 };
         if seen == 0 {
             // The answer takes its time: wait for it without a buffer and without a call that finds nothing.
-            socket.readable().await.map_err(lost)?;
+            stream.wait().await.map_err(lost)?;
         }
-        let n = recv_some(socket, read, HEAD_READ).await;
-        if socket.expired() {
+        let n = stream.read(read, HEAD_READ).await;
+        if stream.socket().expired() {
             return Err(NoResponse::TimedOut);
         }
         if n.map_err(lost)? == 0 {

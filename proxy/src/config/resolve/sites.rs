@@ -87,9 +87,6 @@ impl Resolver<'_> {
         let mut origins: Vec<Origin> = Vec::new();
         for given in given {
             let fault = match Origin::parse(&given.text) {
-                Ok(origin) if origin.tls => {
-                    Fault::not_built("https:// to an upstream", "use http:// on a network that nobody else reads")
-                }
                 Ok(origin) if origins.contains(&origin) => {
                     Fault::new(format!("{origin} is listed twice"), "remove one of the two")
                 }
