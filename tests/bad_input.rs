@@ -1,17 +1,19 @@
 //! Whatever an operator gets wrong is one line that names the thing and the remedy, an exit code, and nothing half-started.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
 
 use crate::support::hello::Stub;
 use crate::support::{htpasswd, program, scratch, skips};
-use xtask::lab::process::{free_port, is_root};
+use xtask::lab::process::{free_address, free_port, is_root};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 
 fn run(args: &[&str]) -> Output {
-    let mut command = Command::new(program());
+    // One that starts after all has to be a failure, not a test that never ends.
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program());
     for name in ["BACKEND", "AUTH_BACKEND", "KIND"] {
         command.env_remove(name);
     }
@@ -59,7 +61,8 @@ fn a_port_in_use_is_named() {
 fn a_registry_that_is_down_is_named() {
     let dir = scratch("down").unwrap();
     let users = htpasswd(dir.path(), LINE);
-    let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Not a port of the kernel's choice: another test's service may get that one, and a connection to it from itself.
+    let gone = free_address().unwrap();
     let listen = format!("127.0.0.1:{}", free_port().unwrap());
     let url = format!("http://{gone}");
     let got = error(&run(&[

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
@@ -26,6 +26,9 @@ pub struct Args {
 
 const NEEDS: [Need; 6] =
     [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
+
+/// Building them from nothing included, on a slow machine.
+const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);
 
 /// What became of one line of the table.
 #[derive(Debug)]
@@ -202,6 +205,7 @@ fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .env(skips::FILE_VARIABLE, &skipped_file)
         .one_pipe()
+        .limit(TESTS_LIMIT)
         .log(&log);
     if let Some(filter) = &args.filter {
         cmd = cmd.args(["--", filter]);

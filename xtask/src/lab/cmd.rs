@@ -29,6 +29,7 @@ pub struct Cmd {
     log: Option<PathBuf>,
     uninterruptible: bool,
     one_pipe: bool,
+    limit: Option<Duration>,
     secret: Vec<String>,
 }
 
@@ -79,6 +80,7 @@ impl Cmd {
             log: None,
             uninterruptible: false,
             one_pipe: false,
+            limit: None,
             secret: Vec::new(),
         }
     }
@@ -145,6 +147,13 @@ impl Cmd {
     #[must_use]
     pub fn uninterruptible(mut self) -> Self {
         self.uninterruptible = true;
+        self
+    }
+
+    /// After this long it is stopped, which is a failure.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
         self
     }
 
@@ -222,6 +231,7 @@ impl Cmd {
         };
         let (mut child, lines) = self.spawn().with_context(|| format!("cannot start `{shown}`"))?;
         let mut output = Output { status: ExitStatus::default(), stdout: vec![], merged: vec![], shown };
+        let begun = Instant::now();
         let mut exited_at: Option<Instant> = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
@@ -241,6 +251,11 @@ impl Cmd {
             if interrupt::requested() && !self.uninterruptible {
                 end_group(&mut child, Duration::from_secs(5));
                 bail!("interrupted: `{}` was stopped", output.shown);
+            }
+            if self.limit.is_some_and(|limit| begun.elapsed() > limit) {
+                end_group(&mut child, Duration::from_secs(5));
+                let (seconds, said) = (begun.elapsed().as_secs(), tail(&output.everything()));
+                bail!("`{}` was stopped after {seconds} s:\n{said}", output.shown);
             }
             // Something that the command left running may hold its output open for ever.
             if exited_at.is_none() && matches!(child.try_wait(), Ok(Some(_))) {
@@ -386,6 +401,13 @@ mod tests {
         let begun = Instant::now();
         Cmd::new("sh").args(["-c", "sleep 20 & echo done"]).run().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_stopped_and_says_what_it_was_at() {
+        let cmd = Cmd::new("sh").args(["-c", "echo working; sleep 60"]).limit(Duration::from_millis(300));
+        let error = cmd.output().unwrap_err();
+        assert!(format!("{error:#}").contains("was stopped after 0 s:\n    working"), "{error:#}");
     }
 
     #[test]
