@@ -251,7 +251,7 @@ fn certificates_and_keys() {
         ("a.key", "a.key", "a.key: no certificate in it; name a PEM file"),
         ("a.pem", "a.pem", "a.pem: no private key in it; name a PEM file"),
         ("empty.pem", "a.key", "empty.pem: no certificate in it; name a PEM file"),
-        ("cut.pem", "a.key", "cut.pem: cut off: the -----END line is missing; write the chain"),
+        ("cut.pem", "a.key", "cut.pem: cut off: the -----END line is missing; write the certificates"),
         ("garbage.pem", "a.key", "garbage.pem: the first certificate cannot be read"),
         ("a.pem", "locked.key", "locked.key: the key is encrypted; decrypt it with: openssl pkey -in locked.key"),
         ("a.pem", "old.key", "old.key: the key is encrypted; decrypt it with: openssl pkey -in old.key"),

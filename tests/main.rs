@@ -7,6 +7,7 @@ mod cli;
 mod data_plane;
 mod explain;
 mod guard;
+mod https_upstream;
 mod production;
 mod queue;
 mod readme;

@@ -2,7 +2,7 @@
 //!
 //! Begin with [`connection`], the life of one request. The others, from the outside in:
 //!
-//! * [`server`] starts and stops everything; [`worker`] is one thread; [`listener`] accepts
+//! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
 //! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
 //! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it
@@ -21,6 +21,7 @@ pub mod gate;
 pub mod guard;
 pub mod hashing;
 pub mod listener;
+pub mod origins;
 pub mod plan;
 pub mod relay;
 pub mod server;

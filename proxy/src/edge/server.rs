@@ -5,8 +5,8 @@
 //! are there threads.
 
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,20 +25,16 @@ use super::gate::{Gate, Parts};
 use super::guard::vouch::Voucher;
 use super::hashing::Hashers;
 use super::listener::{Bound, Settings};
+use super::origins::{self, Roots, resolve};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
-use super::sys::socket::{self, unconnected};
+use super::sys::socket;
 use super::telemetry::{Counters, Log};
-use super::tls::{Trust, client_config, server_config};
-use super::upstream::Service;
+use super::tls::server_config;
 use super::worker::{self, Drain, Shared, Site};
-use crate::config::{Config, Origin};
+use crate::config::Config;
 use crate::limit::turns::Turns;
 use crate::policy::{Policy, RuleText};
-
-/// How long an upstream that refuses connections is tried at the start: a registry that was started with the gate gets
-/// the time to come up.
-const UPSTREAM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the htpasswd file is looked at.
 const FILE_CHECK: Duration = Duration::from_secs(1);
@@ -54,7 +50,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
     let shared = prepare(config, voucher)?;
-    try_upstreams(&shared)?;
+    origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
     abort_on_panic();
@@ -169,7 +165,7 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty()).context("no random numbers")?;
-    let mut roots = Roots { path: config.upstream_ca.as_deref(), read: None };
+    let mut roots = Roots::new(config.upstream_ca.as_deref());
     let mut sites = Vec::new();
     for site in &config.sites {
         sites.push(Site {
@@ -196,97 +192,6 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
     Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
-}
-
-/// Looks an origin up, and settles whom it has to prove to be.
-fn resolve(origin: &Origin, roots: &mut Roots<'_>) -> anyhow::Result<Service> {
-    let addresses: Vec<SocketAddr> = (origin.host.as_str(), origin.port)
-        .to_socket_addrs()
-        .map_err(|error| anyhow!("cannot find {origin}: {error}; check the name, or write an address"))?
-        .collect();
-    let trust = if origin.tls { Some(Trust::new(&roots.config()?, &origin.host)?) } else { None };
-    let url = origin.to_string().into();
-    Ok(Service { url, authority: origin.authority().into(), addresses: addresses.into(), trust })
-}
-
-/// The roots that upstreams are checked against, read once and only where an upstream is `https://`.
-struct Roots<'c> {
-    path: Option<&'c Path>,
-    read: Option<Arc<rustls::ClientConfig>>,
-}
-
-impl Roots<'_> {
-    fn config(&mut self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-        if let Some(read) = &self.read {
-            return Ok(Arc::clone(read));
-        }
-        let config = client_config(self.path)?;
-        self.read = Some(Arc::clone(&config));
-        Ok(config)
-    }
-}
-
-/// Connects once to each site's upstreams, with the gate's own right to do so.
-fn try_upstreams(shared: &Shared) -> anyhow::Result<()> {
-    let deadline = Instant::now() + UPSTREAM_PATIENCE;
-    for site in &shared.sites {
-        while let Some(error) = unreachable(site, shared.voucher.as_deref()) {
-            if Instant::now() >= deadline {
-                let names: Vec<&str> = site.services.iter().map(|service| service.url.as_ref()).collect();
-                bail!("cannot reach the upstream {}: {error}", names.join(", "));
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-    Ok(())
-}
-
-/// The last error when none of the site's upstreams takes a connection.
-fn unreachable(site: &Site, voucher: Option<&Voucher>) -> Option<String> {
-    let mut last = None;
-    for address in site.services.iter().flat_map(|service| service.addresses.iter()) {
-        match knock(*address, voucher) {
-            Ok(()) => return None,
-            Err(error) => last = Some(knock_problem(&error)),
-        }
-    }
-    last.or_else(|| Some("its name has no address".to_owned()))
-}
-
-/// Connects and closes at once. The socket is made and vouched for like every other that the workers make.
-fn knock(address: SocketAddr, voucher: Option<&Voucher>) -> io::Result<()> {
-    let fd = unconnected(&address)?;
-    if let Some(voucher) = voucher {
-        voucher.vouch(fd.as_fd())?;
-    }
-    match rustix::net::connect(&fd, &address) {
-        Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::INPROGRESS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::OUT)];
-    let patience = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-    if rustix::event::poll(&mut polled, Some(&patience))? == 0 {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    match TcpStream::from(fd).take_error()? {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
-}
-
-fn knock_problem(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            "nothing listens there: start the registry first, or correct --backend".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "a guard protects it and this gate may not pass: run it as root and name the guard's pins with --pin"
-                .to_owned()
-        }
-        io::ErrorKind::TimedOut => "it does not answer: check the address and any firewall between".to_owned(),
-        _ => error.to_string(),
-    }
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.

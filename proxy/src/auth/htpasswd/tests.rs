@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -181,30 +179,21 @@ fn bcrypt_never_cuts_a_password() {
 #[test]
 fn a_password_over_the_bound_is_refused_at_once() {
     let slow = file(&format!("a:$6$rounds=1000000$x${}\n", "a".repeat(86)));
-    let start = Instant::now();
     assert!(!slow.verify("a", &[b'x'; MAX_PASSWORD_BYTES + 1]) && !slow.verify("b", b"x\0"));
-    assert!(start.elapsed() < Duration::from_millis(50));
 }
 
-/// Not a measurement of timing side channels, but proof that the decoy runs for unknown users and for cheap hashes.
 #[test]
 fn unknown_and_cheap_users_pay_for_the_dearest_hash() {
     let dear = hash_bcrypt(b"x", 9, [7; 16]).unwrap();
     let mixed = file(&format!("cheap:{{SHA}}5en6G6MezRroT3XKqkdPOmY/BfQ=\ndear:{dear}\n"));
-    let time = |user: &str| {
-        let run = || {
-            let start = Instant::now();
-            mixed.verify(user, b"secret");
-            start.elapsed()
-        };
-        (0..5).map(|_| run()).min().unwrap_or_default()
+    let schemes = |user| {
+        let (own, decoy) = mixed.work(user);
+        (own.map(Hash::scheme), decoy.map(Hash::scheme))
     };
-    let dear = time("dear");
-    for user in ["nobody", "cheap"] {
-        let other = time(user);
-        assert!(other > dear / 2 && other < dear * 2, "{user}: {other:?} against {dear:?}");
-    }
-    assert!(mixed.verify("cheap", b"secret") && mixed.verify("dear", b"x"));
+    assert_eq!(schemes("dear"), (Some(Scheme::Bcrypt), None));
+    assert_eq!(schemes("cheap"), (Some(Scheme::Sha1), Some(Scheme::Bcrypt)));
+    assert_eq!(schemes("nobody"), (None, Some(Scheme::Bcrypt)));
+    assert!(mixed.verify("cheap", b"secret") && mixed.verify("dear", b"x") && !mixed.verify("nobody", b"x"));
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn flags_and_variables_are_checked_together() {
         ("--admin", "localhost:9180"),
         ("--htpasswd", ""),
     ];
-    let errors = run(None, &words, &[("BACKEND", "registry:5000"), ("AUTH_BACKEND", "https://a")]).expect_err("wrong");
+    let errors = run(None, &words, &[("BACKEND", "registry:5000"), ("AUTH_BACKEND", "ftp://a")]).expect_err("wrong");
     let expected = [
         "--admin: \"localhost:9180\" is not an address with a port; write \"127.0.0.1:9180\" for this machine only or \"0.0.0.0:9180\" for all of the network",
         "--htpasswd: the path is empty; name a file",
@@ -212,7 +212,7 @@ fn flags_and_variables_are_checked_together() {
         "--listen: \":8080\" is not an address with a port; write \"127.0.0.1:8080\" for this machine only or \"0.0.0.0:8080\" for all of the network",
         "--tls-cert: 1 certificates and 0 keys do not pair up; give each certificate its --tls-key, in the same order",
         "--workers: \"many\" is not a number of workers; write a whole number up to 1024, 0 for one for each core",
-        "environment AUTH_BACKEND: https:// to an auth backend is not built yet in this version; use http:// on a network that nobody else reads",
+        "environment AUTH_BACKEND: the scheme \"ftp\" is unknown; use http:// or https://",
         "environment BACKEND: \"registry:5000\" has no scheme; write \"http://registry:5000\"",
     ];
     assert_eq!(errors, expected, "\n{}", errors.join("\n"));
@@ -288,7 +288,7 @@ fn one_wrong_line_one_error() {
             "gate.toml:1:24: site.upstreams: \"a:5000\" has no scheme; write \"http://a:5000\"",
         ),
         ("site = [{ upstreams = [\"http://a/v2\"] }]", "has a path (/v2); write \"http://a\""),
-        ("site = [{ upstreams = [\"https://a\"] }]", "https:// to an upstream is not built yet in this version"),
+        ("site = [{ upstreams = [\"ftp://a\"] }]", "the scheme \"ftp\" is unknown"),
         ("site = [{ upstreams = [\"http://a\", \"http://a:80\"] }]", "http://a is listed twice"),
         (
             "site = [{ upstreams = [\"http://a\"], challenge = \"token\" }]",

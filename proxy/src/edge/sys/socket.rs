@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use monoio::net::TcpStream;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, acceptfrom_with, bind, connect, ipproto,
-    listen, recv, send, shutdown, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, acceptfrom_with, bind, connect,
+    getpeername, getsockname, ipproto, listen, recv, send, shutdown, socket_with, sockopt,
 };
 use rustix::pipe::{SpliceFlags, splice};
 
@@ -67,6 +67,19 @@ pub fn unconnected(address: &SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket_with(family(address), SocketType::STREAM, FLAGS, Some(ipproto::TCP))?)
 }
 
+/// Refuses a connection to itself. Where nobody listens on a loopback port of the ephemeral range, the kernel may give a
+/// socket that very port, and TCP's simultaneous open then connects it with itself: it would answer with our own request.
+///
+/// # Errors
+/// `ConnectionRefused`, which it would have been without that accident.
+pub fn refuse_self(fd: impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd();
+    if getpeername(fd)? == Some(getsockname(fd)?) {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(())
+}
+
 impl Socket {
     /// Hands a non-blocking socket (listening or connected) to this thread's runtime.
     ///
@@ -83,13 +96,17 @@ impl Socket {
     pub async fn connect(fd: OwnedFd, address: SocketAddr) -> io::Result<Self> {
         sockopt::set_tcp_nodelay(&fd, true)?;
         match connect(&fd, &address) {
-            Ok(()) => return Self::new(fd),
+            Ok(()) => {
+                refuse_self(&fd)?;
+                return Self::new(fd);
+            }
             Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
         let socket = Self::new(fd)?;
         socket.writable().await?;
         sockopt::socket_error(&socket)??;
+        refuse_self(&socket)?;
         Ok(socket)
     }
 

@@ -1,0 +1,84 @@
+//! Upstreams and auth backends behind TLS: trusted only with a certificate that the given roots vouch for. The upstream here
+//! is a second gate, which lets anybody pull.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::hello::{Reply, Stub};
+use crate::support::http::get;
+use crate::support::pki::{Authority, Identity};
+use crate::support::{Gate, Serve, htpasswd, program, scratch};
+
+const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
+const CREDS: &str = "testuser:testpassword";
+const TARGET: &str = "/v2/team/app/tags/list";
+const RULE: &str = "[[rule]]\nwho = [\"anonymous\"]\nrepositories = [\"**\"]\nactions = [\"pull\"]\n";
+
+/// A CA in a directory of its own.
+fn authority(dir: &Path, name: &str) -> Authority {
+    let dir = dir.join(name);
+    fs::create_dir(&dir).unwrap();
+    Authority::create(&dir, name).unwrap()
+}
+
+/// A gate on TLS that lets anybody pull from `backend`.
+fn open_gate(dir: &Path, identity: &Identity, backend: &Stub) -> Gate {
+    let config = dir.join("open.toml");
+    fs::write(&config, RULE).unwrap();
+    let serve = Serve::new(program()).unwrap().tls(identity).flag("--config", &config);
+    serve.flag("--backend", backend.url()).flag("--htpasswd", htpasswd(dir, LINE)).start().unwrap()
+}
+
+/// A gate with a user, before `https://localhost:PORT` checked against `roots`.
+fn inner(dir: &Path, upstream: &Gate, roots: &Path) -> Gate {
+    let config = dir.join("inner.toml");
+    fs::write(&config, format!("upstream_ca = {roots:?}\n")).unwrap();
+    let serve = Serve::new(program()).unwrap().flag("--config", &config);
+    let url = format!("https://localhost:{}", upstream.addr().port());
+    serve.flag("--backend", url).flag("--htpasswd", htpasswd(dir, LINE)).start().unwrap()
+}
+
+#[test]
+fn an_upstream_is_believed_only_with_the_right_certificate() {
+    let dir = scratch("https-upstream").unwrap();
+    let ca = authority(dir.path(), "right");
+    let identity = ca.issue("upstream", &["localhost"]).unwrap();
+    let registry = Stub::start(|_| Reply::text(200, "x".repeat(1_000_000))).unwrap();
+    let upstream = open_gate(dir.path(), &identity, &registry);
+    let gate = inner(dir.path(), &upstream, &ca.cert);
+    for _ in 0..3 {
+        let got = get(gate.addr(), TARGET, Some(CREDS)).unwrap();
+        assert_eq!((got.status, got.body.len()), (200, 1_000_000), "{}", gate.log());
+    }
+    let seen = registry.seen().len();
+
+    let other = authority(dir.path(), "wrong");
+    let gate = inner(dir.path(), &upstream, &other.cert);
+    assert_eq!(get(gate.addr(), TARGET, Some(CREDS)).unwrap().status, 502);
+    assert!(gate.log().contains("certificate"), "{}", gate.log());
+
+    let elsewhere = ca.issue("elsewhere", &["elsewhere.example"]).unwrap();
+    let upstream = open_gate(dir.path(), &elsewhere, &registry);
+    let gate = inner(dir.path(), &upstream, &ca.cert);
+    assert_eq!(get(gate.addr(), TARGET, Some(CREDS)).unwrap().status, 502, "a certificate for another name");
+    assert_eq!(registry.seen().len(), seen, "nothing of it reached the registry");
+}
+
+#[test]
+fn an_auth_backend_behind_tls_is_checked_too() {
+    let dir = scratch("https-backend").unwrap();
+    let ca = authority(dir.path(), "right");
+    let identity = ca.issue("backend", &["localhost"]).unwrap();
+    let (registry, answer) = (Stub::hello().unwrap(), Stub::start(|_| Reply::text(200, "yes")).unwrap());
+    let backend = open_gate(dir.path(), &identity, &answer);
+    let other = authority(dir.path(), "wrong");
+    for (roots, status) in [(&ca.cert, 200), (&other.cert, 503)] {
+        let config = dir.path().join("gate.toml");
+        fs::write(&config, format!("upstream_ca = {roots:?}\n")).unwrap();
+        let url = format!("https://localhost:{}{TARGET}", backend.addr().port());
+        let serve = Serve::new(program()).unwrap().flag("--config", &config).flag("--backend", registry.url());
+        let gate = serve.flag("--auth-backend", url).start().unwrap();
+        assert_eq!(get(gate.addr(), TARGET, Some(CREDS)).unwrap().status, status, "{}", gate.log());
+    }
+    assert_eq!(registry.seen().len(), 1);
+}
