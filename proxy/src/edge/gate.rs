@@ -2,7 +2,7 @@
 //!
 //! The words ("what does this answer mean, may they do this") are the core's; here is only who gets asked, and when.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,11 @@ use crate::forward::Downstream;
 use crate::http::RequestHead;
 use crate::limit::Millis;
 use crate::policy::Policy;
-use crate::registry::access::Access;
-use crate::verdict::cache::Cache;
-use crate::verdict::flight::{Arrival, Flights, Lead, Role};
-use crate::verdict::key::{BootKey, Question};
+use crate::registry::access::{Access, Action};
+use crate::verdict::cache::{Cache, Terms};
+use crate::verdict::epoch::Epochs;
+use crate::verdict::flight::{Arrival, Flights, Role};
+use crate::verdict::key::{BootKey, Key, Question};
 use crate::verdict::{self, Answer, Verdict};
 
 /// Where a verdict came from, for the log and the counters.
@@ -32,6 +33,8 @@ pub enum Source {
     Flight,
     /// The authenticator was asked.
     Asked,
+    /// Remembered, and used after its time because nobody could be asked.
+    Stale,
 }
 
 impl Source {
@@ -42,6 +45,7 @@ impl Source {
             Source::Cache => "cache",
             Source::Flight => "flight",
             Source::Asked => "asked",
+            Source::Stale => "stale",
         }
     }
 }
@@ -67,12 +71,12 @@ pub struct Ask<'r> {
 #[derive(Debug)]
 pub struct Gate {
     boot: BootKey,
-    epoch: AtomicU64,
+    epochs: Epochs,
     start: Instant,
     cache: Cache,
     flights: Flights,
     policy: Policy,
-    ttl: Verdicts,
+    terms: Terms,
     htpasswd: Option<RwLock<Arc<Htpasswd>>>,
     hashers: Hashers,
     asking: AtomicUsize,
@@ -102,6 +106,8 @@ pub struct Parts {
 /// An answer with the lifetime that its sender asked for.
 type Asked = (Answer, Option<Duration>);
 
+type Sourced = (Answer, Source);
+
 fn unavailable(why: &'static str) -> Asked {
     (Answer::Unavailable { why }, None)
 }
@@ -111,12 +117,16 @@ impl Gate {
     pub fn new(parts: Parts) -> Self {
         Self {
             boot: BootKey::new(&parts.secret),
-            epoch: AtomicU64::new(0),
+            epochs: Epochs::default(),
             start: Instant::now(),
             cache: Cache::new(parts.verdicts.capacity),
             flights: Flights::default(),
             policy: parts.policy,
-            ttl: parts.verdicts,
+            terms: Terms {
+                allow: parts.verdicts.allow_ttl,
+                deny: parts.verdicts.deny_ttl,
+                stale: parts.verdicts.stale_if_error,
+            },
             htpasswd: parts.htpasswd.map(|file| RwLock::new(Arc::new(file))),
             hashers: parts.hashers,
             asking: AtomicUsize::new(0),
@@ -143,7 +153,12 @@ impl Gate {
 
     /// Begins a new epoch: no answer given before is found again.
     pub fn forget(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.epochs.end();
+    }
+
+    /// Begins a new epoch for one user, of whom no answer given before is found again.
+    pub fn forget_user(&self, user: &str) {
+        self.epochs.end_of(user);
     }
 
     /// The number of answers remembered.
@@ -167,16 +182,30 @@ impl Gate {
     }
 
     async fn answer(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
-        let epoch = self.epoch.load(Ordering::SeqCst);
+        let basic = ask.head.authorization.and_then(|value| credentials::parse(value).ok());
+        let user = basic.as_ref().map(|basic| basic.user.as_str());
         let scope = scope(ask, backend.is_some());
         let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
-        let key = self.boot.key(&Question {
-            epoch,
+        let question = Question {
+            epoch: self.epochs.of(user),
             site: ask.site,
             secure: ask.from.secure,
             authorization: ask.head.authorization,
             scope: &scope,
-        });
+        };
+        let key = self.boot.key(&question);
+        let (answer, source) = self.fresh(key, &question, ask, backend).await;
+        // A revocation while nobody answered counts as much as one before.
+        if matches!(answer, Answer::Unavailable { .. })
+            && self.epochs.of(user) == question.epoch
+            && let Some(stale) = self.stale(key, &question, ask)
+        {
+            return (stale, Source::Stale);
+        }
+        (answer, source)
+    }
+
+    async fn fresh(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
         if let Some(answer) = self.cache.get(&key, self.now()) {
             return (answer, Source::Cache);
         }
@@ -192,19 +221,40 @@ impl Gate {
             lead.land(answer.clone());
             return (answer, Source::Cache);
         }
-        let asked = self.ask(ask, backend).await;
-        (self.land(key, lead, asked), Source::Asked)
-    }
-
-    fn land(&self, key: verdict::key::Key, lead: Lead<'_>, (answer, lifetime): Asked) -> Answer {
-        let ttl = if matches!(answer, Answer::Known(_)) { self.ttl.allow_ttl } else { self.ttl.deny_ttl };
-        let ttl = lifetime.map_or(ttl, |asked| asked.min(ttl));
-        if !ttl.is_zero() {
-            let millis = Millis::try_from(ttl.as_millis()).unwrap_or(Millis::MAX);
-            self.cache.insert(key, answer.clone(), self.now().saturating_add(millis));
+        let (answer, lifetime) = self.ask(ask, backend).await;
+        self.cache.learn(key, &answer, lifetime, &self.terms, self.now());
+        if !self.terms.stale.is_zero() {
+            self.learn_credential(question, &answer);
         }
         lead.land(answer.clone());
-        answer
+        (answer, Source::Asked)
+    }
+
+    /// A credential that was refused for one repository is not good for another, whatever was said of that before.
+    fn learn_credential(&self, question: &Question<'_>, answer: &Answer) {
+        match answer {
+            Answer::Unknown { .. } => self.cache.learn_refused(self.refused(question), &self.terms, self.now()),
+            Answer::Known(_) => self.cache.forget(&self.refused(question)),
+            _ => {}
+        }
+    }
+
+    /// The place of the note that a credential was refused.
+    fn refused(&self, question: &Question<'_>) -> Key {
+        self.boot.key(&Question { scope: &["refused"], ..*question })
+    }
+
+    /// What may stand in for the authenticators: a permission to pull from a registry, and nothing else.
+    fn stale(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>) -> Option<Answer> {
+        let pulls = ask.kind == Kind::Registry
+            && matches!(ask.head.method, "GET" | "HEAD")
+            && !ask.accesses.is_empty()
+            && ask.accesses.iter().all(|access| access.action == Action::Pull);
+        if !pulls || self.terms.stale.is_zero() {
+            return None;
+        }
+        let now = self.now();
+        self.cache.stale(&key, now).filter(|_| self.cache.get(&self.refused(question), now).is_none())
     }
 
     fn now(&self) -> Millis {

@@ -5,7 +5,7 @@
 //! * [`server`] starts and stops everything; [`worker`] is one thread; [`listener`] accepts
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
 //! * [`plan`], [`gate`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
-//! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it
+//! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it and takes [`revoke`]
 //! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`] and [`files`] serve their commands
 //! * [`sys`] makes the system calls
 
@@ -21,6 +21,7 @@ pub mod hashing;
 pub mod listener;
 pub mod plan;
 pub mod relay;
+pub mod revoke;
 pub mod server;
 pub mod stream;
 pub mod sys;
