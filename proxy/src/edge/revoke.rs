@@ -22,10 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Flags of `revoke`.
 #[derive(Debug, Clone, Args)]
-#[group(id = "whom", required = true, multiple = false, args = ["user", "all"])]
 pub struct RevokeArgs {
     /// Forget what is remembered of this user's logins
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     pub user: Option<String>,
 
     /// Forget everything that is remembered
