@@ -30,7 +30,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let name = RepositoryName::parse("team-a/backend/api").unwrap_or_else(|_| unreachable!("a valid name"));
+        let name = RepositoryName::parse("team-a/backend/api").unwrap_or_else(|| unreachable!("a valid name"));
         let world = Self {
             boot: BootKey::new(&[7; 32]),
             epochs: Epochs::default(),

@@ -67,7 +67,8 @@ fn post(admin: SocketAddr, target: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "POST {target} HTTP/1.1\r\nHost: {admin}\r\n{HEADER}: revoke\r\nContent-Length: 0\r\n\r\n")?;
+    let fields = format!("Host: {admin}\r\n{HEADER}: revoke\r\nContent-Length: 0\r\nConnection: close\r\n");
+    write!(stream, "POST {target} HTTP/1.1\r\n{fields}\r\n")?;
     let mut answer = Vec::new();
     stream.take(8192).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

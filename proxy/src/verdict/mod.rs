@@ -153,7 +153,9 @@ fn forbidden(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Ref
     Refusal::Forbidden { message }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod loom_tests;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

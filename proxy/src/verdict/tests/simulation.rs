@@ -295,9 +295,9 @@ fn an_answer_from_before_a_revocation_is_not_served_after_it() {
         let before = key(epochs.of(Some("alice")));
         let Role::Lead(lead) = flights.join(before) else { panic!("nobody else asks") };
         if everybody {
-            epochs.end()
+            epochs.end();
         } else {
-            epochs.end_of("alice")
+            epochs.end_of("alice");
         }
         let after = key(epochs.of(Some("alice")));
         assert!(matches!(flights.join(after), Role::Lead(_)), "who asks now does not wait for the old answer");
