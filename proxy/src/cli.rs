@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::config::Overrides;
 use crate::edge::explain::ExplainArgs;
 use crate::edge::guard::GuardArgs;
+use crate::edge::revoke::RevokeArgs;
 use crate::edge::user::UserArgs;
 
 /// A hardened gate for private Docker/OCI registries
@@ -54,6 +55,12 @@ pub enum Command {
     AuthService(AuthServiceArgs),
     /// Add, remove, list and verify the users of an htpasswd file
     User(UserArgs),
+    /// Make a running gate forget what it remembers of a user, or of everybody
+    ///
+    /// After a password was changed or an account closed: from now on the gate asks again, whatever time its verdicts had
+    /// left. Transfers that are under way go on.
+    #[command(after_help = REVOKE_EXAMPLES)]
+    Revoke(RevokeArgs),
     /// Close the registry's port in the kernel (eBPF)
     Guard(GuardArgs),
 }
@@ -73,6 +80,13 @@ Example:
 const AUTH_SERVICE_EXAMPLES: &str = "\
 Example:
   portcullis auth-service --htpasswd users.htpasswd --listen 127.0.0.1:8000";
+
+const REVOKE_EXAMPLES: &str = "\
+--user reaches logins that name the user, in any capitals; where logins are tokens, use --all.
+
+Examples:
+  portcullis revoke --user alice
+  portcullis revoke --all --admin 127.0.0.1:9180";
 
 /// Flags of `serve` and `check`.
 #[derive(Debug, Clone, Default, Args)]

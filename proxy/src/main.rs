@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain(args),
         Command::AuthService(args) => report(edge::auth_service::run(&args.htpasswd, args.listen, &args.realm)),
         Command::User(args) => report(edge::user::run(args)),
+        Command::Revoke(args) => report(edge::revoke::run(args)),
         Command::Guard(args) => report(edge::guard::run(args)),
     };
     outcome.unwrap_or_else(|errors| {

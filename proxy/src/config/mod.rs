@@ -144,6 +144,9 @@ pub struct Verdicts {
     pub deny_ttl: Duration,
     /// How many verdicts are kept. Default 100,000.
     pub capacity: usize,
+    /// How long after its time a permit to pull still holds while the authenticator is not to be had; zero: not at all.
+    /// Default 0.
+    pub stale_if_error: Duration,
 }
 
 /// Who may do what where.
@@ -278,6 +281,11 @@ impl Default for Blobs {
 
 impl Default for Verdicts {
     fn default() -> Self {
-        Self { allow_ttl: Duration::from_secs(60), deny_ttl: Duration::from_secs(5), capacity: 100_000 }
+        Self {
+            allow_ttl: Duration::from_secs(60),
+            deny_ttl: Duration::from_secs(5),
+            capacity: 100_000,
+            stale_if_error: Duration::ZERO,
+        }
     }
 }

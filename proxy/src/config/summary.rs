@@ -1,6 +1,7 @@
 //! A configuration in a few lines, for `portcullis check` and the log at start.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::units::format_duration;
 use super::{Config, Kind, Site};
@@ -39,7 +40,11 @@ impl Config {
             writeln!(out, "  auth backend {}{}", backend.origin, backend.path)?;
         }
         let (allow, deny) = (format_duration(self.verdicts.allow_ttl), format_duration(self.verdicts.deny_ttl));
-        writeln!(out, "  verdicts allow {allow} deny {deny} capacity {}", self.verdicts.capacity)
+        write!(out, "  verdicts allow {allow} deny {deny} capacity {}", self.verdicts.capacity)?;
+        match self.verdicts.stale_if_error {
+            Duration::ZERO => writeln!(out),
+            stale => writeln!(out, " stale-if-error {}", format_duration(stale)),
+        }
     }
 }
 

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
+use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
 use super::worker::Shared;
 
 /// Where it listens unless told otherwise.
-const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
+pub(super) const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
 
 /// How long a caller may take to send its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -64,14 +65,23 @@ fn answer(mut stream: TcpStream, shared: &Shared, driver: DriverKind) -> io::Res
             n => head.extend_from_slice(&piece[..n]),
         }
     }
+    if let Some(request) = revoke::Request::read(&head) {
+        let local = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
+        let (status, body) = revoke::obey(&request, local, &shared.gate);
+        return reply(&mut stream, status, "text/plain", &body);
+    }
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
     let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|&b| b == b' ').next());
     let (status, kind, body) = match target {
         Some(b"/healthz") => ("200 OK", "text/plain", "ok\n".to_owned()),
         Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(shared, driver)),
-        Some(_) => ("404 Not Found", "text/plain", "here are /healthz and /metrics\n".to_owned()),
+        Some(_) => ("404 Not Found", "text/plain", "here are /healthz, /metrics and POST /revoke\n".to_owned()),
         None => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
     };
+    reply(&mut stream, status, kind, &body)
+}
+
+fn reply(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::Result<()> {
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -95,7 +105,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     let exchanges: Vec<_> =
         classes.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
-    let sources = ["policy", "cache", "flight", "asked", "throttle"];
+    let sources = ["policy", "cache", "flight", "asked", "throttle", "stale"];
     let verdicts: Vec<_> =
         sources.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
     let bytes = [

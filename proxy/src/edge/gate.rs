@@ -2,7 +2,6 @@
 //!
 //! The words ("what does this answer mean, may they do this") are the core's; here is only who gets asked, and when.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,10 @@ use crate::http::RequestHead;
 use crate::limit::Millis;
 use crate::limit::turns::{Full, Turns};
 use crate::policy::Policy;
-use crate::registry::access::Access;
-use crate::verdict::cache::Cache;
-use crate::verdict::flight::{Arrival, Flights, Lead, Role};
+use crate::registry::access::{Access, Action};
+use crate::verdict::cache::{Cache, Terms};
+use crate::verdict::epoch::Epochs;
+use crate::verdict::flight::{Arrival, Flights, Role};
 use crate::verdict::key::{BootKey, Key, Question};
 use crate::verdict::{self, Answer, Verdict};
 
@@ -36,6 +36,8 @@ pub enum Source {
     Asked,
     /// Nobody was asked: too many wrong passwords came from there.
     Throttle,
+    /// Remembered, and used after its time because nobody could be asked.
+    Stale,
 }
 
 impl Source {
@@ -47,6 +49,7 @@ impl Source {
             Source::Flight => "flight",
             Source::Asked => "asked",
             Source::Throttle => "throttle",
+            Source::Stale => "stale",
         }
     }
 }
@@ -72,12 +75,12 @@ pub struct Ask<'r> {
 #[derive(Debug)]
 pub struct Gate {
     boot: BootKey,
-    epoch: AtomicU64,
+    epochs: Epochs,
     start: Instant,
     cache: Cache,
     flights: Flights,
     policy: Policy,
-    ttl: Verdicts,
+    terms: Terms,
     htpasswd: Option<RwLock<Arc<Htpasswd>>>,
     hashers: Hashers,
     turns: Turns,
@@ -109,6 +112,8 @@ pub struct Parts {
 /// An answer with the lifetime that its sender asked for.
 type Asked = (Answer, Option<Duration>);
 
+type Sourced = (Answer, Source);
+
 fn unavailable(why: &'static str) -> Asked {
     (Answer::Unavailable { why }, None)
 }
@@ -118,12 +123,16 @@ impl Gate {
     pub fn new(parts: Parts) -> Self {
         Self {
             boot: BootKey::new(&parts.secret),
-            epoch: AtomicU64::new(0),
+            epochs: Epochs::default(),
             start: Instant::now(),
             cache: Cache::new(parts.verdicts.capacity),
             flights: Flights::default(),
             policy: parts.policy,
-            ttl: parts.verdicts,
+            terms: Terms {
+                allow: parts.verdicts.allow_ttl,
+                deny: parts.verdicts.deny_ttl,
+                stale: parts.verdicts.stale_if_error,
+            },
             htpasswd: parts.htpasswd.map(|file| RwLock::new(Arc::new(file))),
             hashers: parts.hashers,
             turns: parts.turns,
@@ -150,7 +159,12 @@ impl Gate {
 
     /// Begins a new epoch: no answer given before is found again.
     pub fn forget(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.epochs.end();
+    }
+
+    /// Begins a new epoch for one user, of whom no answer given before is found again.
+    pub fn forget_user(&self, user: &str) {
+        self.epochs.end_of(user);
     }
 
     /// The number of answers remembered.
@@ -174,34 +188,52 @@ impl Gate {
     }
 
     async fn answer(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
-        let epoch = self.epoch.load(Ordering::SeqCst);
+        let basic = ask.head.authorization.and_then(|value| credentials::parse(value).ok());
+        let user = basic.as_ref().map(|basic| basic.user.as_str());
         let scope = scope(ask, backend.is_some());
         let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
-        let key = self.boot.key(&Question {
-            epoch,
+        let question = Question {
+            epoch: self.epochs.of(user),
             site: ask.site,
             secure: ask.from.secure,
             authorization: ask.head.authorization,
             scope: &scope,
-        });
-        let (peer, now) = (ask.from.peer, self.now());
-        if let Some(answer) = self.cache.get(&key, now) {
-            return match self.attempts.pass(ask.head.authorization, peer, &answer, now) {
-                Ok(()) => (answer, Source::Cache),
-                Err(retry_after) => (Answer::Throttled { retry_after }, Source::Throttle),
-            };
+        };
+        let key = self.boot.key(&question);
+        let (answer, source) = self.fresh(key, &question, ask, backend).await;
+        // A revocation while nobody answered counts as much as one before.
+        if matches!(answer, Answer::Unavailable { .. })
+            && self.epochs.of(user) == question.epoch
+            && let Some(stale) = self.stale(key, &question, ask)
+        {
+            return self.pass(ask, stale, Source::Stale);
+        }
+        (answer, source)
+    }
+
+    /// A remembered answer, unless it would tell a source that guesses that this guess was right.
+    fn pass(&self, ask: &Ask<'_>, answer: Answer, source: Source) -> Sourced {
+        match self.attempts.pass(ask.head.authorization, ask.from.peer, &answer, self.now()) {
+            Ok(()) => (answer, source),
+            Err(retry_after) => (Answer::Throttled { retry_after }, Source::Throttle),
+        }
+    }
+
+    async fn fresh(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
+        if let Some(answer) = self.cache.get(&key, self.now()) {
+            return self.pass(ask, answer, Source::Cache);
         }
         // Before the flight, not in it: equal questions from two sources share a flight, but not their failures.
-        let attempt = match self.attempts.begin(ask.head.authorization, peer, now) {
+        let attempt = match self.attempts.begin(ask.head.authorization, ask.from.peer, self.now()) {
             Ok(attempt) => attempt,
             Err(retry_after) => return (Answer::Throttled { retry_after }, Source::Throttle),
         };
-        let (answer, source) = self.fly(key, ask, backend).await;
+        let (answer, source) = self.fly(key, question, ask, backend).await;
         attempt.end(&answer, self.now());
         (answer, source)
     }
 
-    async fn fly(&self, key: Key, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
+    async fn fly(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
         let lead = match self.flights.join(key) {
             Role::Lead(lead) => lead,
             Role::Wait(wait) => match wait.await {
@@ -214,19 +246,40 @@ impl Gate {
             lead.land(answer.clone());
             return (answer, Source::Cache);
         }
-        let asked = self.ask(ask, backend).await;
-        (self.land(key, lead, asked), Source::Asked)
-    }
-
-    fn land(&self, key: Key, lead: Lead<'_>, (answer, lifetime): Asked) -> Answer {
-        let ttl = if matches!(answer, Answer::Known(_)) { self.ttl.allow_ttl } else { self.ttl.deny_ttl };
-        let ttl = lifetime.map_or(ttl, |asked| asked.min(ttl));
-        if !ttl.is_zero() {
-            let millis = Millis::try_from(ttl.as_millis()).unwrap_or(Millis::MAX);
-            self.cache.insert(key, answer.clone(), self.now().saturating_add(millis));
+        let (answer, lifetime) = self.ask(ask, backend).await;
+        self.cache.learn(key, &answer, lifetime, &self.terms, self.now());
+        if !self.terms.stale.is_zero() {
+            self.learn_credential(question, &answer);
         }
         lead.land(answer.clone());
-        answer
+        (answer, Source::Asked)
+    }
+
+    /// A credential that was refused for one repository is not good for another, whatever was said of that before.
+    fn learn_credential(&self, question: &Question<'_>, answer: &Answer) {
+        match answer {
+            Answer::Unknown { .. } => self.cache.learn_refused(self.refused(question), &self.terms, self.now()),
+            Answer::Known(_) => self.cache.forget(&self.refused(question)),
+            _ => {}
+        }
+    }
+
+    /// The place of the note that a credential was refused.
+    fn refused(&self, question: &Question<'_>) -> Key {
+        self.boot.key(&Question { scope: &["refused"], ..*question })
+    }
+
+    /// What may stand in for the authenticators: a permission to pull from a registry, and nothing else.
+    fn stale(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>) -> Option<Answer> {
+        let pulls = ask.kind == Kind::Registry
+            && matches!(ask.head.method, "GET" | "HEAD")
+            && !ask.accesses.is_empty()
+            && ask.accesses.iter().all(|access| access.action == Action::Pull);
+        if !pulls || self.terms.stale.is_zero() {
+            return None;
+        }
+        let now = self.now();
+        self.cache.stale(&key, now).filter(|_| self.cache.get(&self.refused(question), now).is_none())
     }
 
     fn now(&self) -> Millis {

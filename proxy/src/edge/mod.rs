@@ -5,7 +5,7 @@
 //! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
 //! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
-//! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it
+//! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it and takes [`revoke`]
 //! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`], [`explain`] and [`files`] serve their commands
 //! * [`sys`] makes the system calls
 
@@ -24,6 +24,7 @@ pub mod listener;
 pub mod origins;
 pub mod plan;
 pub mod relay;
+pub mod revoke;
 pub mod server;
 pub mod stream;
 pub mod sys;

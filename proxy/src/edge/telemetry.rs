@@ -23,8 +23,8 @@ const QUEUE: usize = 8192;
 pub struct Counters {
     /// Exchanges by the hundreds of their status; index 0: none was sent.
     pub exchanges: [AtomicU64; 6],
-    /// Verdicts by source: policy, cache, flight, asked, throttle.
-    pub verdicts: [AtomicU64; 5],
+    /// Verdicts by source: policy, cache, flight, asked, throttle, stale.
+    pub verdicts: [AtomicU64; 6],
     /// Body bytes that crossed user space.
     pub bytes_copied: AtomicU64,
     /// Body bytes that were spliced.

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 
@@ -19,7 +20,27 @@ pub type Millis = u64;
 struct Entry {
     answer: Answer,
     until: Millis,
+    /// Until when it may stand in for an authenticator that is not to be had; 0 for whatever is no permission.
+    stale_until: Millis,
     touched: AtomicBool,
+}
+
+/// How long answers are remembered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// A permission.
+    pub allow: Duration,
+    /// A refusal.
+    pub deny: Duration,
+    /// A permission after its time, for as long as the authenticator is not to be had.
+    pub stale: Duration,
+}
+
+impl Terms {
+    /// How long any answer can be of use at all.
+    fn longest(&self) -> Duration {
+        self.allow.saturating_add(self.stale)
+    }
 }
 
 /// Remembered answers. Shared by all workers.
@@ -55,15 +76,48 @@ impl Cache {
         Some(entry.answer.clone())
     }
 
-    /// Remembers `answer` until `until`, and evicts another where the cache is full.
-    ///
-    /// Answers that are not clear words of the authenticator are not kept.
-    pub fn insert(&self, key: Key, answer: Answer, until: Millis) {
-        if self.capacity == 0 || !answer.is_cacheable() {
+    /// The permission under `key` whose time is over, if it may still stand in for an authenticator that is not to be had.
+    pub fn stale(&self, key: &Key, now: Millis) -> Option<Answer> {
+        let entry = self.entries.get(key)?;
+        (now < entry.stale_until).then(|| entry.answer.clone())
+    }
+
+    /// Remembers what the authenticator said just now, no longer than `asked` where it set a limit. Only its clear words
+    /// count; each replaces what it said before, even when it is not to be remembered itself.
+    pub fn learn(&self, key: Key, answer: &Answer, asked: Option<Duration>, terms: &Terms, now: Millis) {
+        if !answer.is_cacheable() {
+            return;
+        }
+        let known = matches!(answer, Answer::Known(_));
+        let time = if known { terms.allow } else { terms.deny };
+        let time = asked.map_or(time, |asked| asked.min(time));
+        if time.is_zero() {
+            return self.forget(&key);
+        }
+        let until = now.saturating_add(millis(time));
+        let stale_until = if known { until.saturating_add(millis(terms.stale)) } else { 0 };
+        self.insert(key, answer.clone(), until, stale_until);
+    }
+
+    /// Notes under `key` that a credential was refused, for as long as any older answer could be of use.
+    pub fn learn_refused(&self, key: Key, terms: &Terms, now: Millis) {
+        let until = now.saturating_add(millis(terms.longest()));
+        self.insert(key, Answer::Unknown { challenge: None }, until, 0);
+    }
+
+    /// The entry keeps its place in the order of the hand: there must be one place for each.
+    pub fn forget(&self, key: &Key) {
+        if let Some(mut entry) = self.entries.get_mut(key) {
+            (entry.until, entry.stale_until) = (0, 0);
+        }
+    }
+
+    fn insert(&self, key: Key, answer: Answer, until: Millis, stale_until: Millis) {
+        if self.capacity == 0 {
             return;
         }
         let Ok(mut hand) = self.hand.lock() else { return };
-        let entry = Entry { answer, until, touched: AtomicBool::new(false) };
+        let entry = Entry { answer, until, stale_until, touched: AtomicBool::new(false) };
         if self.entries.insert(key, entry).is_none() {
             hand.push_back(key);
         }
@@ -99,6 +153,10 @@ impl Cache {
     }
 }
 
+fn millis(time: Duration) -> Millis {
+    Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,20 +165,68 @@ mod tests {
         [n; 16]
     }
 
+    const TERMS: Terms = Terms {
+        allow: Duration::from_millis(100),
+        deny: Duration::from_millis(10),
+        stale: Duration::from_millis(1000),
+    };
+
+    fn allow() -> Answer {
+        Answer::Known(crate::auth::Principal::user("alice"))
+    }
+
     #[test]
     fn an_answer_lives_exactly_its_time() {
         let cache = Cache::new(10);
-        cache.insert(key(1), Answer::Forbidden, 100);
-        assert_eq!(cache.get(&key(1), 99), Some(Answer::Forbidden));
+        cache.learn(key(1), &allow(), None, &TERMS, 0);
+        cache.learn(key(2), &Answer::Forbidden, None, &TERMS, 0);
+        assert_eq!(cache.get(&key(1), 99), Some(allow()));
         assert_eq!(cache.get(&key(1), 100), None);
-        assert_eq!(cache.get(&key(2), 0), None);
+        assert_eq!(cache.get(&key(2), 9), Some(Answer::Forbidden));
+        assert_eq!(cache.get(&key(2), 10), None);
+        assert_eq!(cache.get(&key(3), 0), None);
+    }
+
+    #[test]
+    fn the_sender_may_shorten_a_time_and_never_lengthen_it() {
+        let cache = Cache::new(10);
+        for (n, seconds) in [(1, 0), (2, 3600)] {
+            cache.learn(key(n), &allow(), Some(Duration::from_secs(seconds)), &TERMS, 0);
+        }
+        assert_eq!((cache.get(&key(1), 0), cache.stale(&key(1), 0)), (None, None));
+        assert_eq!((cache.get(&key(2), 99).is_some(), cache.get(&key(2), 100)), (true, None));
+    }
+
+    #[test]
+    fn only_a_permission_may_be_used_after_its_time() {
+        let cache = Cache::new(10);
+        cache.learn(key(1), &allow(), None, &TERMS, 0);
+        assert_eq!((cache.get(&key(1), 1099), cache.stale(&key(1), 1099)), (None, Some(allow())));
+        assert_eq!(cache.stale(&key(1), 1100), None);
+        cache.learn(key(2), &Answer::Forbidden, None, &TERMS, 0);
+        assert_eq!(cache.stale(&key(2), 5), None);
+    }
+
+    #[test]
+    fn a_refusal_ends_an_older_permission_even_when_it_is_not_remembered_itself() {
+        let refusals = [Answer::Forbidden, Answer::Unknown { challenge: None }];
+        for (refusal, lifetime) in refusals.iter().zip([None, Some(Duration::ZERO)]) {
+            let cache = Cache::new(10);
+            cache.learn(key(1), &allow(), None, &TERMS, 0);
+            cache.learn(key(1), refusal, lifetime, &TERMS, 200);
+            assert_eq!(cache.stale(&key(1), 300), None, "{refusal:?}");
+        }
+        let cache = Cache::new(10);
+        cache.learn(key(1), &allow(), None, &TERMS, 0);
+        cache.learn(key(1), &Answer::Unavailable { why: "down" }, None, &TERMS, 200);
+        assert_eq!(cache.stale(&key(1), 300), Some(allow()), "a failure is no refusal");
     }
 
     #[test]
     fn unclear_answers_are_not_kept() {
         let cache = Cache::new(10);
-        cache.insert(key(1), Answer::Unavailable { why: "down" }, 100);
-        cache.insert(key(2), Answer::Throttled { retry_after: 1 }, 100);
+        cache.learn(key(1), &Answer::Unavailable { why: "down" }, None, &TERMS, 0);
+        cache.learn(key(2), &Answer::Throttled { retry_after: 1 }, None, &TERMS, 0);
         assert!(cache.is_empty());
     }
 
@@ -128,17 +234,17 @@ mod tests {
     fn it_is_bounded_and_keeps_what_is_used() {
         let cache = Cache::new(4);
         for n in 0..4 {
-            cache.insert(key(n), Answer::Forbidden, 100);
+            cache.insert(key(n), Answer::Forbidden, 100, 0);
         }
         cache.get(&key(0), 1);
         for n in 10..13 {
-            cache.insert(key(n), Answer::Forbidden, 100);
+            cache.insert(key(n), Answer::Forbidden, 100, 0);
         }
         assert_eq!(cache.len(), 4);
         assert!(cache.get(&key(0), 1).is_some(), "the one that was used stays");
         assert!(cache.get(&key(1), 1).is_none());
         for n in 0..200 {
-            cache.insert(key(n), Answer::Forbidden, 100);
+            cache.insert(key(n), Answer::Forbidden, 100, 0);
             cache.get(&key(n), 1);
         }
         assert_eq!(cache.len(), 4, "even when everything is used");
@@ -147,7 +253,7 @@ mod tests {
     #[test]
     fn capacity_zero_remembers_nothing() {
         let cache = Cache::new(0);
-        cache.insert(key(1), Answer::Forbidden, 100);
+        cache.insert(key(1), Answer::Forbidden, 100, 0);
         assert!(cache.is_empty());
     }
 }

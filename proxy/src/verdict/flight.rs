@@ -6,14 +6,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
-
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 
 use super::Answer;
 use super::key::Key;
+use super::sync::{Arc, Board, Mutex, MutexGuard};
 
 #[derive(Default)]
 struct State {
@@ -26,12 +24,18 @@ struct State {
     waiting: Vec<(u64, Waker)>,
 }
 
+impl State {
+    fn is_abandoned(&self) -> bool {
+        !self.led && self.answer.is_none() && self.interested == 0
+    }
+}
+
 type Shared = Arc<Mutex<State>>;
 
 /// The questions in the air. Shared by all workers.
 #[derive(Default)]
 pub struct Flights {
-    open: DashMap<Key, Shared>,
+    open: Board<Shared>,
 }
 
 impl std::fmt::Debug for Flights {
@@ -94,19 +98,12 @@ fn lock(shared: &Shared) -> MutexGuard<'_, State> {
 impl Flights {
     /// Joins the flight of `key`, or begins it.
     pub fn join(&self, key: Key) -> Role<'_> {
-        match self.open.entry(key) {
-            Entry::Occupied(entry) => {
-                let shared = Arc::clone(entry.get());
-                drop(entry);
-                lock(&shared).interested += 1;
-                Role::Wait(Wait { flights: self, key, shared, ticket: None })
-            }
-            Entry::Vacant(entry) => {
-                let shared = Shared::default();
-                lock(&shared).led = true;
-                entry.insert(Arc::clone(&shared));
-                Role::Lead(Lead { flights: self, key, shared, landed: false })
-            }
+        let shared = Arc::new(Mutex::new(State { led: true, ..State::default() }));
+        // Counted while the board holds the key: a leader that goes away now must not take the flight off the board, or
+        // the next to ask would lead a second one beside this one's.
+        match self.open.meet(key, &shared, |open| lock(open).interested += 1) {
+            Some(shared) => Role::Wait(Wait { flights: self, key, shared, ticket: None }),
+            None => Role::Lead(Lead { flights: self, key, shared, landed: false }),
         }
     }
 
@@ -117,12 +114,17 @@ impl Flights {
 
     /// Whether no question is in the air.
     pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
+        self.len() == 0
     }
 
     /// Takes the flight off the board if it is still this one.
     fn close(&self, key: &Key, shared: &Shared) {
-        self.open.remove_if(key, |_, open| Arc::ptr_eq(open, shared));
+        self.open.remove_if(key, |open| Arc::ptr_eq(open, shared));
+    }
+
+    /// The same, unless somebody has joined it meanwhile.
+    fn close_abandoned(&self, key: &Key, shared: &Shared) {
+        self.open.remove_if(key, |open| Arc::ptr_eq(open, shared) && lock(open).is_abandoned());
     }
 }
 
@@ -148,10 +150,10 @@ impl Drop for Lead<'_> {
         let (heirs, abandoned) = {
             let mut state = lock(&self.shared);
             state.led = false;
-            (std::mem::take(&mut state.waiting), state.interested == 0)
+            (std::mem::take(&mut state.waiting), state.is_abandoned())
         };
         if abandoned {
-            self.flights.close(&self.key, &self.shared);
+            self.flights.close_abandoned(&self.key, &self.shared);
         }
         // All are woken, not one: the one that we pick might be gone too, and then nobody would ask.
         heirs.into_iter().for_each(|(_, waker)| waker.wake());
@@ -194,10 +196,10 @@ impl Drop for Wait<'_> {
             state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
         state.interested -= 1;
-        let abandoned = !state.led && state.answer.is_none() && state.interested == 0;
+        let abandoned = state.is_abandoned();
         drop(state);
         if abandoned {
-            self.flights.close(&self.key, &self.shared);
+            self.flights.close_abandoned(&self.key, &self.shared);
         }
     }
 }

@@ -3,14 +3,17 @@
 //!
 //! * [`key`]: what an answer of the authenticator depends on, hashed under a boot key
 //! * [`cache`]: the answers that are remembered, for how long, and how many
+//! * [`epoch`]: what ends the life of answers before their time
 //! * [`flight`]: one question to the authenticator however many ask it at once
 //!
 //! What is cached is the *authenticator's* answer ("this credential is alice's"); the policy is applied to it on
 //! every request, so that a changed rule never waits for a TTL.
 
 pub mod cache;
+pub mod epoch;
 pub mod flight;
 pub mod key;
+mod sync;
 
 use std::sync::Arc;
 
@@ -151,4 +154,8 @@ fn forbidden(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Ref
 }
 
 #[cfg(test)]
+#[cfg(loom)]
+mod loom_tests;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;

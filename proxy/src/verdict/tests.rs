@@ -8,6 +8,8 @@ use super::*;
 use crate::registry::access::Action;
 use crate::registry::name::RepositoryName;
 
+mod simulation;
+
 fn access(action: Action) -> Access {
     Access::on(&RepositoryName::parse("team/app").expect("a name"), action)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tempfile::TempDir;
@@ -18,6 +18,7 @@ use super::process::{Service, Usage, free_address, scratch};
 pub struct Serve {
     cmd: Cmd,
     addr: SocketAddr,
+    admin: String,
 }
 
 impl Serve {
@@ -34,7 +35,14 @@ impl Serve {
                 cmd = cmd.env_remove(&name);
             }
         }
-        Ok(Self { cmd: cmd.args(["serve", "--listen", &addr.to_string(), "--admin", "off"]), addr })
+        Ok(Self { cmd: cmd.args(["serve", "--listen", &addr.to_string()]), addr, admin: "off".to_owned() })
+    }
+
+    /// Starts the admin listener, too.
+    #[must_use]
+    pub fn admin(mut self, addr: SocketAddr) -> Self {
+        self.admin = addr.to_string();
+        self
     }
 
     /// Adds a flag with its value.
@@ -70,7 +78,7 @@ impl Serve {
     /// When it ends first; the error shows what it wrote.
     pub fn start(self) -> anyhow::Result<Gate> {
         let dir = scratch("gate")?;
-        let mut service = Service::start("portcullis-serve", self.cmd, dir.path())?;
+        let mut service = Service::start("portcullis-serve", self.cmd.args(["--admin", &self.admin]), dir.path())?;
         service.wait_listening(self.addr)?;
         Ok(Gate { service, addr: self.addr, _dir: dir })
     }
@@ -95,6 +103,19 @@ impl Gate {
     #[must_use]
     pub fn log(&self) -> String {
         self.service.log()
+    }
+
+    /// Waits until it has written `text`, for five seconds at the most: lines are written after the answer is out.
+    #[must_use]
+    pub fn says(&self, text: &str) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.log().contains(text) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
     }
 
     /// Its processor time and memory now.

@@ -19,14 +19,16 @@ const MIB: usize = 1 << 20;
 impl Resolver<'_> {
     pub(super) fn verdicts(&mut self, file: &file::Verdicts) -> Verdicts {
         let default = Verdicts::default();
-        if let Some(stale) = file.stale_if_error.as_ref().filter(|stale| !stale.get_ref().0.is_zero()) {
-            let place = self.place(stale, "verdicts.stale_if_error");
-            self.fail(Fault::not_built("a time above \"0s\"", "write \"0s\" or remove the key"), &place);
-        }
         Verdicts {
             allow_ttl: self.period("verdicts.allow_ttl", &file.allow_ttl, default.allow_ttl, Duration::ZERO..=DAY),
             deny_ttl: self.period("verdicts.deny_ttl", &file.deny_ttl, default.deny_ttl, Duration::ZERO..=HOUR),
             capacity: self.count("verdicts.capacity", &file.capacity, default.capacity, 1..=100_000_000),
+            stale_if_error: self.period(
+                "verdicts.stale_if_error",
+                &file.stale_if_error,
+                default.stale_if_error,
+                Duration::ZERO..=DAY,
+            ),
         }
     }
 

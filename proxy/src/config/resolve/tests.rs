@@ -86,7 +86,7 @@ realm = "Our registry"
 allow_ttl = "0s"
 deny_ttl = "500ms"
 capacity = 7
-stale_if_error = "0s"
+stale_if_error = "5m"
 [[rule]]
 who = ["alice", "@ci", "anonymous"]
 repositories = ["team-a/**"]
@@ -119,6 +119,7 @@ pin = "/sys/fs/bpf/gate"
     assert_eq!(config.auth.backend.as_ref().map(|backend| backend.path.as_str()), Some("/check"));
     assert_eq!(config.auth.realm, "Our registry");
     assert_eq!((config.verdicts.allow_ttl, config.verdicts.deny_ttl), (Duration::ZERO, Duration::from_millis(500)));
+    assert_eq!(config.verdicts.stale_if_error, Duration::from_secs(300));
     assert_eq!((config.rules.len(), config.groups["ci"].len()), (2, 2));
     let expected = Limits { head_bytes: 4096, target_bytes: 4096, min_rate: 0, ..Limits::default() };
     assert_eq!(config.limits, expected);
@@ -321,10 +322,7 @@ fn one_wrong_line_one_error() {
             "gate.toml:1:20: auth.backend: \"127.0.0.1:8000\" has no scheme; write \"http://127.0.0.1:8000\"",
         ),
         ("auth = { htpasswd = \"x\", realm = \"a\\\"b\" }", "auth.realm: \"a\\\"b\" cannot stand in a challenge"),
-        (
-            "verdicts.stale_if_error = \"1m\"",
-            "gate.toml:1:27: verdicts.stale_if_error: a time above \"0s\" is not built yet in this version",
-        ),
+        ("verdicts.stale_if_error = \"25h\"", "25h is out of range; choose from 0s to 24h"),
         ("verdicts.capacity = 0", "verdicts.capacity: 0 is out of range; choose from 1 to"),
         ("verdicts.deny_ttl = \"2h\"", "2h is out of range; choose from 0s to 1h"),
         ("limits.head_bytes = 12", "12 is out of range; choose from 1KiB to 1MiB"),
