@@ -39,7 +39,7 @@ impl World {
             accesses: vec![Access::on(&name, Action::Pull)],
         };
         let terms = Terms { allow: Duration::from_secs(3600), ..Terms::default() };
-        let known = Answer::Known(Principal::user("builder-1"));
+        let known = Answer::Known(Principal::user("builder-1").into());
         world.cache.learn(world.key(Some("builder-1")), &known, None, &terms, 0);
         world
     }

@@ -231,3 +231,95 @@ fn a_changed_password_file_counts_and_a_broken_one_changes_nothing() {
     // At once, though the yes of before had a minute to live.
     assert_eq!(until(401, || ask(CREDS)).status, 401, "{}", gate.log());
 }
+
+#[test]
+fn fields_of_the_backend_are_passed_on_and_a_clients_own_are_not() {
+    let backend = Stub::start(|_| {
+        let reply = Reply::text(200, "").with("X-Auth-User", "alice").with("X-Auth-Mail", "a@example.com");
+        reply.with("Set-Cookie", "s=1").with("X-Other", "no")
+    })
+    .unwrap();
+    let registry = registry();
+    let dir = scratch("copy-headers").unwrap();
+    let config = dir.path().join("gate.toml");
+    fs::write(&config, "[auth]\ncopy_headers = [\"X-Auth-User\", \"x-auth-mail\", \"X-Auth-Groups\"]\n").unwrap();
+    let serve = Serve::new(program()).unwrap().flag("--config", &config).flag("--backend", registry.url());
+    let gate = serve.flag("--auth-backend", backend.url()).start().unwrap();
+    let request = format!(
+        "GET {TAGS} HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nX-Auth-User: root\r\nx_auth_user: root\r\n\
+         X-AUTH-GROUPS: root\r\nX_Auth_Groups: root\r\n\r\n",
+        basic(CREDS)
+    );
+    // The second verdict comes from the cache, with all that belongs to it.
+    for _ in 0..2 {
+        assert_eq!(Connection::open(gate.addr()).unwrap().exchange(&request).unwrap().status, 200);
+    }
+    assert_eq!(backend.seen().len(), 1);
+    for seen in registry.seen() {
+        assert_eq!(seen.fields.iter().filter(|(_, value)| value == "root").count(), 0, "{:?}", seen.fields);
+        assert_eq!(seen.field("x-auth-user"), Some("alice"));
+        assert_eq!(seen.field("x-auth-mail"), Some("a@example.com"));
+        for absent in ["set-cookie", "x-other", "x-auth-groups"] {
+            assert_eq!(seen.field(absent), None, "{absent}");
+        }
+    }
+}
+
+/// Passwords are checked on threads of their own: users whose verdict is remembered do not wait behind a flood of guesses.
+#[test]
+fn a_flood_of_guesses_does_not_hold_up_remembered_users() {
+    let registry = registry();
+    let dir = scratch("flood").unwrap();
+    let users = xtask::lab::gate::add_user(program(), dir.path(), "alice", "right").unwrap();
+    let config = dir.path().join("gate.toml");
+    fs::write(&config, "[limits]\nfailed_logins = 0\nhash_threads = 1\nhash_queue = 4\n").unwrap();
+    let serve = Serve::new(program()).unwrap().flag("--config", &config).flag("--backend", registry.url());
+    let gate = serve.flag("--htpasswd", &users).start().unwrap();
+    assert_eq!(get(gate.addr(), TAGS, Some("alice:right")).unwrap().status, 200);
+    let addr = gate.addr();
+    let guesses: Vec<_> = (0..8)
+        .map(|n| {
+            thread::spawn(move || {
+                (0..6).map(|i| get(addr, TAGS, Some(&format!("alice:{n}-{i}"))).unwrap().status).collect()
+            })
+        })
+        .collect();
+    let mut served = 0;
+    while guesses.iter().any(|guess: &thread::JoinHandle<Vec<u16>>| !guess.is_finished()) {
+        assert_eq!(get(addr, TAGS, Some("alice:right")).unwrap().status, 200);
+        served += 1;
+    }
+    let answers: Vec<u16> = guesses.into_iter().flat_map(|guess| guess.join().unwrap()).collect();
+    assert!(answers.iter().all(|status| [401, 503].contains(status)), "{answers:?}");
+    assert!(answers.contains(&503), "the queue was never full: {answers:?}");
+    let checked = answers.iter().filter(|&&status| status == 401).count();
+    assert!(served > 10 * checked, "{served} remembered requests while {checked} guesses were checked");
+}
+
+#[test]
+fn an_open_line_can_send_people_to_the_encrypted_one() {
+    let registry = registry();
+    let dir = scratch("redirect").unwrap();
+    let port = xtask::lab::process::free_port().unwrap();
+    let config = dir.path().join("gate.toml");
+    let listen = format!("[[listen]]\naddress = \"127.0.0.1:{port}\"\nredirect = \"https://r.example\"\n");
+    fs::write(&config, listen).unwrap();
+    let users = htpasswd(dir.path(), LINE);
+    let mut command = std::process::Command::new(program());
+    command.args(["serve", "--admin", "off", "--access-log", "off", "--config"]).arg(&config);
+    command.arg("--htpasswd").arg(&users).args(["--backend", &registry.url()]);
+    let mut gate = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let addr: std::net::SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+    let began = Instant::now();
+    while std::net::TcpStream::connect(addr).is_err() && began.elapsed() < Duration::from_secs(10) {
+        thread::sleep(Duration::from_millis(20));
+    }
+    for creds in [None, Some(CREDS)] {
+        let got = get(addr, "/v2/a/tags/list?n=3", creds).unwrap();
+        assert_eq!((got.status, got.field("location")), (308, Some("https://r.example/v2/a/tags/list?n=3")));
+        assert_eq!(got.field("www-authenticate"), None);
+    }
+    gate.kill().unwrap();
+    gate.wait().unwrap();
+    assert!(registry.seen().is_empty());
+}

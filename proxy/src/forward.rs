@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 
 use crate::auth::principal::Principal;
-use crate::http::fields::{is_asserted_by_gate, is_hop_by_hop, is_rewritten_by_gate};
+use crate::http::fields::{folds_to, is_asserted_by_gate, is_hop_by_hop, is_rewritten_by_gate};
 use crate::http::{Framing, RequestHead, ResponseHead, Version};
 use crate::verdict::Permit;
 
@@ -20,6 +20,8 @@ pub struct Downstream<'r> {
     pub secure: bool,
     /// The host it asked for; an HTTP/1.0 client without `Host` gets the upstream's authority.
     pub host: &'r str,
+    /// Names of fields that only the authenticator may set; a client's own are removed under every fold.
+    pub told: &'r [String],
 }
 
 impl Downstream<'_> {
@@ -41,11 +43,17 @@ pub fn request_head(permit: &Permit, head: &RequestHead<'_>, target: &str, from:
         if is_hop_by_hop(field.name) || is_rewritten_by_gate(field.name) || is_asserted_by_gate(field.name) {
             continue;
         }
+        if from.told.iter().any(|name| folds_to(field.name, name)) {
+            continue;
+        }
         line(out, field.name, field.value);
     }
     assertions(from, out);
     if let Principal::User(name) = permit.principal() {
         line(out, "X-Portcullis-User", name.as_bytes());
+    }
+    for (name, value) in permit.fields() {
+        line(out, name, value);
     }
     framing(head.framing, out);
     out.extend_from_slice(b"\r\n");

@@ -26,6 +26,8 @@ pub enum Failure {
     Refused(Refusal),
     /// Credentials, or the wish for them, on a connection that anybody on the way can read.
     Plaintext,
+    /// What is wanted is served under this URL only.
+    Moved(String),
     /// The head did not arrive in time.
     HeadTimeout,
     /// No site is configured for this host.
@@ -62,6 +64,7 @@ impl Failure {
             Failure::Refused(Refusal::Forbidden { .. }) | Failure::Plaintext => 403,
             Failure::Refused(Refusal::Throttled { .. }) => 429,
             Failure::Refused(Refusal::Unavailable { .. }) => 503,
+            Failure::Moved(_) => 308,
             Failure::HeadTimeout => 408,
             Failure::NoSite => 421,
             Failure::BadGateway(_) => 502,
@@ -78,7 +81,9 @@ impl Failure {
             Failure::Refused(Refusal::Unavailable { .. }) | Failure::BadGateway(_) | Failure::GatewayTimeout => {
                 Code::Unavailable
             }
-            Failure::Reject(_) | Failure::FormUpload | Failure::HeadTimeout | Failure::NoSite => Code::Unsupported,
+            Failure::Moved(_) | Failure::Reject(_) | Failure::FormUpload | Failure::HeadTimeout | Failure::NoSite => {
+                Code::Unsupported
+            }
         }
     }
 
@@ -99,6 +104,7 @@ impl Failure {
             Failure::Plaintext => Cow::Borrowed(
                 "this address is not encrypted, so the gate takes no passwords here: use its https:// address",
             ),
+            Failure::Moved(url) => Cow::Owned(format!("use {url}")),
             Failure::HeadTimeout => Cow::Borrowed("the request did not arrive in time"),
             Failure::NoSite => Cow::Borrowed("this gate serves no site of that name: check the host in the address"),
             Failure::BadGateway(what) => Cow::Borrowed(what),
@@ -132,6 +138,9 @@ impl Failure {
             Failure::Refused(Refusal::Unavailable { .. }) | Failure::BadGateway(_) => {
                 let _ = write!(out, "Retry-After: 5\r\n");
             }
+            Failure::Moved(url) => {
+                let _ = write!(out, "Location: {url}\r\n");
+            }
             Failure::Unknown(Unknown::MethodNotAllowed { allow }) => {
                 let _ = write!(out, "Allow: {allow}\r\n");
             }
@@ -151,6 +160,7 @@ impl Failure {
 /// The reason phrases of the statuses that the gate itself sends (RFC 9110 §15, RFC 6585).
 fn reason(status: u16) -> &'static str {
     match status {
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",

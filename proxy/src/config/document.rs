@@ -233,7 +233,7 @@ head_bytes = \"16KB\"
             "gate.toml:10:10: listen.tls.certificate: unknown key; known keys here: cert, key",
             "gate.toml:10:35: listen.tls.key: integer 3 does not fit here; write a string in quotes",
             "gate.toml:12:1: auth.workers: unknown key; it belongs to the top of the file, before the first [table]",
-            "gate.toml:13:1: auth.colour: unknown key; known keys here: backend, htpasswd, realm",
+            "gate.toml:13:1: auth.colour: unknown key; known keys here: backend, copy_headers, htpasswd, realm",
             "gate.toml:15:13: verdicts.allow_ttl: integer 60 does not fit here; write a duration such as \"500ms\", \"60s\", \"5m\" or \"1h\"",
             "gate.toml:16:12: verdicts.deny_ttl: \"5\" has no unit, write \"5s\" for seconds or \"5ms\"; correct the value",
             "gate.toml:17:12: verdicts.capacity: integer -1 does not fit here; write a whole number from 0 up",

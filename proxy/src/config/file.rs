@@ -42,6 +42,7 @@ pub(super) struct File {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Listen {
     pub(super) address: Maybe<String>,
+    pub(super) redirect: Maybe<String>,
     pub(super) tls: Vec<Spanned<Tls>>,
     pub(super) client_ca: Maybe<IgnoredAny>,
     pub(super) proxy_protocol: Maybe<IgnoredAny>,
@@ -73,6 +74,7 @@ pub(super) struct Auth {
     pub(super) htpasswd: Maybe<String>,
     pub(super) backend: Maybe<String>,
     pub(super) realm: Maybe<String>,
+    pub(super) copy_headers: Strings,
 }
 
 /// `[verdicts]`

@@ -82,6 +82,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Certificates to choose from by SNI, the first one when none fits; empty: plain HTTP.
     pub tls: Vec<TlsIdentity>,
+    /// Every request is sent on to the same target under this origin, and nothing else is served here.
+    pub redirect: Option<String>,
 }
 
 /// A certificate chain and its key, both PEM files.
@@ -124,6 +126,8 @@ pub struct Auth {
     pub backend: Option<AuthBackend>,
     /// The realm of a challenge: printable ASCII without `"` and `\`. Default `Registry`.
     pub realm: String,
+    /// Fields of the backend's reply that the upstream is told, names in lower case. Default none.
+    pub copy_headers: Vec<String>,
 }
 
 /// A service that answers an auth subrequest.
@@ -242,7 +246,7 @@ impl Listener {
     /// Whether a password sent here can be read on the way: plain HTTP on an address that is not loopback.
     #[must_use]
     pub fn exposes_credentials(&self) -> bool {
-        self.tls.is_empty() && !self.address.ip().to_canonical().is_loopback()
+        self.redirect.is_none() && self.tls.is_empty() && !self.address.ip().to_canonical().is_loopback()
     }
 }
 

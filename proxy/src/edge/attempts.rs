@@ -154,7 +154,7 @@ mod tests {
         for n in 0..2 {
             wrong(&attempts, format!("Basic x{n}").as_bytes()).unwrap();
         }
-        let known = Answer::Known(Principal::user("a"));
+        let known = Answer::Known(Principal::user("a").into());
         assert_eq!(attempts.pass(Some(b"Basic y"), PEER, &known, 1), Err(3));
         assert_eq!(attempts.pass(Some(b"Basic y"), PEER, &Answer::Forbidden, 1), Ok(()));
         assert_eq!(attempts.pass(None, PEER, &known, 1), Ok(()));

@@ -9,7 +9,7 @@ use crate::forward::{Downstream, assertions};
 use crate::http::chunked::Decoder;
 use crate::http::fields::tokens;
 use crate::http::{Framing, RequestHead, head};
-use crate::verdict::Answer;
+use crate::verdict::{Answer, Fields, Identity};
 
 /// The largest reply that is read; a login service has no more to say.
 const REPLY_BYTES: u64 = 64 * 1024;
@@ -35,7 +35,7 @@ type Asked = (Answer, Option<Duration>);
 /// Asks, and turns the reply into an answer. Whatever is not a clear word is [`Answer::Unavailable`].
 pub async fn ask(pool: &Pool, request: &Subrequest<'_>, within: Duration) -> Asked {
     let wire = write(request, &pool.service().authority);
-    match monoio::time::timeout(within, exchange(pool, &wire)).await {
+    match monoio::time::timeout(within, exchange(pool, &wire, request.from.told)).await {
         Ok(Ok(reply)) => judge(&reply, request.user.as_deref()),
         Ok(Err(why)) => (Answer::Unavailable { why }, None),
         Err(_) => (Answer::Unavailable { why: "the auth backend did not answer in time" }, None),
@@ -65,20 +65,22 @@ struct Reply {
     challenge: Option<String>,
     retry_after: Option<u32>,
     lifetime: Option<Duration>,
+    /// Those that the configuration names.
+    fields: Fields,
 }
 
 /// A kept connection may have been closed just now: a question may be asked twice, so it is tried again on a new one.
-async fn exchange(pool: &Pool, wire: &[u8]) -> Result<Reply, &'static str> {
+async fn exchange(pool: &Pool, wire: &[u8], told: &[String]) -> Result<Reply, &'static str> {
     const UNREACHABLE: &str = "the auth backend cannot be reached";
     let mut connection = pool.get().await.map_err(|_| UNREACHABLE)?;
     if connection.reused {
-        match attempt(&mut connection, wire).await {
+        match attempt(&mut connection, wire, told).await {
             Ok((reply, keep)) => return Ok(finish(pool, connection, reply, keep)),
             Err(Failed::Silent) => connection = pool.connect().await.map_err(|_| UNREACHABLE)?,
             Err(Failed::Final(why)) => return Err(why),
         }
     }
-    match attempt(&mut connection, wire).await {
+    match attempt(&mut connection, wire, told).await {
         Ok((reply, keep)) => Ok(finish(pool, connection, reply, keep)),
         Err(Failed::Silent) => Err("the auth backend closed the connection without an answer"),
         Err(Failed::Final(why)) => Err(why),
@@ -98,7 +100,7 @@ enum Failed {
     Final(&'static str),
 }
 
-async fn attempt(connection: &mut Connection, wire: &[u8]) -> Result<(Reply, bool), Failed> {
+async fn attempt(connection: &mut Connection, wire: &[u8], told: &[String]) -> Result<(Reply, bool), Failed> {
     connection.stream.write_all(wire).await.map_err(|_| Failed::Silent)?;
     let len = response_head(&connection.stream, &mut connection.read).await.map_err(|error| match error {
         NoResponse::Lost { silent: true, .. } => Failed::Silent,
@@ -108,20 +110,21 @@ async fn attempt(connection: &mut Connection, wire: &[u8]) -> Result<(Reply, boo
     let (reply, framing, keep) = {
         let head = head::response(&connection.read[..len], "GET")
             .map_err(|_| Failed::Final("the auth backend's answer is not valid HTTP"))?;
-        (understand(&head), head.framing, head.keep_alive)
+        (understand(&head, told), head.framing, head.keep_alive)
     };
     connection.read.drain(..len);
     discard_body(connection, framing).await.map_err(Failed::Final)?;
     Ok((reply, keep))
 }
 
-fn understand(head: &head::ResponseHead<'_>) -> Reply {
+fn understand(head: &head::ResponseHead<'_>, told: &[String]) -> Reply {
     let text = |name| head.field(name).and_then(|value| std::str::from_utf8(value).ok());
     Reply {
         status: head.status,
         challenge: text("www-authenticate").map(str::to_owned),
         retry_after: text("retry-after").and_then(|value| value.parse().ok()),
         lifetime: head.field("cache-control").and_then(lifetime),
+        fields: told.iter().filter_map(|name| Some((name.clone(), head.field(name)?.to_vec()))).collect(),
     }
 }
 
@@ -181,7 +184,10 @@ async fn discard_body(connection: &mut Connection, framing: Framing) -> Result<(
 /// The whole table: 2xx, 401, 403, 429, and everything else.
 fn judge(reply: &Reply, user: Option<&str>) -> Asked {
     let answer = match reply.status {
-        200..=299 => Answer::Known(user.map_or(Principal::Anonymous, Principal::user)),
+        200..=299 => {
+            let principal = user.map_or(Principal::Anonymous, Principal::user);
+            Answer::Known(Identity { principal, fields: reply.fields.clone() })
+        }
         401 => Answer::Unknown { challenge: reply.challenge.as_deref().map(Into::into) },
         403 => Answer::Forbidden,
         429 => Answer::Throttled { retry_after: reply.retry_after.unwrap_or(5) },
@@ -197,8 +203,8 @@ mod tests {
     #[test]
     fn only_clear_words_are_answers() {
         let judged = |status| judge(&Reply { status, ..Reply::default() }, Some("alice")).0;
-        assert_eq!(judged(200), Answer::Known(Principal::user("alice")));
-        assert_eq!(judged(204), Answer::Known(Principal::user("alice")));
+        assert_eq!(judged(200), Answer::Known(Principal::user("alice").into()));
+        assert_eq!(judged(204), Answer::Known(Principal::user("alice").into()));
         assert_eq!(judged(401), Answer::Unknown { challenge: None });
         assert_eq!(judged(403), Answer::Forbidden);
         assert_eq!(judged(429), Answer::Throttled { retry_after: 5 });

@@ -169,6 +169,10 @@ impl Client<'_> {
 
     /// From a head to an answer.
     async fn understood(&self, head: &RequestHead<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
+        if let Some(origin) = &self.settings.redirect {
+            let moved = Failure::Moved([origin, head.target].concat());
+            return self.refuse(&moved, false, head, Body::Unread, read, record).await;
+        }
         let plan = match Plan::make(&self.worker.shared.sites, head) {
             Ok(plan) => plan,
             Err((failure, oci)) => return self.refuse(&failure, oci, head, Body::Unread, read, record).await,
@@ -176,6 +180,7 @@ impl Client<'_> {
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),
+            told: &self.worker.shared.config.auth.copy_headers,
             host: head.host.unwrap_or_else(|| plan.site(&self.worker.shared.sites).services[0].authority.as_ref()),
         };
         match self.verdict(head, &plan, &from, record).await {

@@ -158,7 +158,7 @@ impl Case<'_> {
             Principal::Anonymous => {
                 verdict::anonymous(self.policy, accesses).ok_or(Refusal::Unauthenticated { challenge: None })
             }
-            user => verdict::decide(&Answer::Known(user.clone()), self.policy, accesses),
+            user => verdict::decide(&Answer::Known(user.clone().into()), self.policy, accesses),
         }
     }
 

@@ -293,7 +293,7 @@ impl Gate {
             let file = Arc::clone(&file.read().unwrap_or_else(PoisonError::into_inner));
             let (user, password) = (basic.user.clone(), basic.password.clone());
             match self.hashers.run(move || file.verify(&user, password.expose())).await {
-                Ok(true) => return (Answer::Known(Principal::user(basic.user.as_str())), None),
+                Ok(true) => return (Answer::Known(Principal::user(basic.user.as_str()).into()), None),
                 Ok(false) => {}
                 Err(_) => return unavailable("the queue for password checks is full"),
             }

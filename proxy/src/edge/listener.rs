@@ -40,6 +40,8 @@ pub struct Settings {
     pub tls: Option<Arc<ServerConfig>>,
     /// Passwords sent here could be read on the way, and nobody said that this is fine.
     pub refuses_credentials: bool,
+    /// Where every request is sent on to.
+    pub redirect: Option<String>,
 }
 
 /// A listening socket at home with its worker.

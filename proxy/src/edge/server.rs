@@ -96,7 +96,8 @@ fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> 
             identities => Some(server_config(identities)?),
         };
         let refuses_credentials = configured.exposes_credentials() && !config.allow_plaintext_credentials;
-        let mut settings = Settings { address: configured.address, tls, refuses_credentials };
+        let redirect = configured.redirect.clone();
+        let mut settings = Settings { address: configured.address, tls, refuses_credentials, redirect };
         let sockets = bind(&mut settings.address, workers)
             .map_err(|error| anyhow!("cannot listen on {}: {}", configured.address, bind_problem(&error)))?;
         let settings = Arc::new(settings);

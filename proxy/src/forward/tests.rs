@@ -8,12 +8,13 @@ use crate::verdict::{Answer, decide};
 const LIMITS: Limits = Limits { head_bytes: 4096, target_bytes: 256, fields: 50 };
 
 fn permit() -> Permit {
-    decide(&Answer::Known(Principal::User("alice".into())), &Policy::default(), &[]).expect("a permit")
+    decide(&Answer::Known(Principal::User("alice".into()).into()), &Policy::default(), &[]).expect("a permit")
 }
 
 fn forwarded(request: &str) -> String {
     let head = head::request(request.as_bytes(), &LIMITS).expect(request);
-    let from = Downstream { peer: [192, 0, 2, 7].into(), secure: true, host: head.host.unwrap_or("up:5000") };
+    let from =
+        Downstream { peer: [192, 0, 2, 7].into(), secure: true, host: head.host.unwrap_or("up:5000"), told: &[] };
     let mut out = Vec::new();
     request_head(&permit(), &head, head.target, &from, &mut out);
     String::from_utf8(out).expect("text")

@@ -49,7 +49,7 @@ const ASSERTED_PREFIXES: &[&str] = &["x-forwarded-", "x-portcullis-"];
 /// Whether `name` is `known` once case and the `_` that CGI-like upstreams read as `-` are folded.
 ///
 /// `known` is in lower case with dashes.
-fn folds_to(name: &str, known: &str) -> bool {
+pub fn folds_to(name: &str, known: &str) -> bool {
     name.len() == known.len() && name.bytes().zip(known.bytes()).all(|(a, b)| fold(a) == b)
 }
 

@@ -172,7 +172,7 @@ mod tests {
     };
 
     fn allow() -> Answer {
-        Answer::Known(crate::auth::Principal::user("alice"))
+        Answer::Known(crate::auth::Principal::user("alice").into())
     }
 
     #[test]

@@ -22,11 +22,29 @@ use crate::policy::{Decision, Policy};
 use crate::registry::access::Access;
 use crate::registry::error::denied_message;
 
+/// Fields that the authenticator wants the upstream to see: names as configured, values as they came.
+pub type Fields = Arc<[(String, Vec<u8>)]>;
+
+/// Whose credential it is, and what else the authenticator said of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who asks.
+    pub principal: Principal,
+    /// What the upstream is to be told of them.
+    pub fields: Fields,
+}
+
+impl From<Principal> for Identity {
+    fn from(principal: Principal) -> Self {
+        Self { principal, fields: Fields::default() }
+    }
+}
+
 /// What the authenticator said of a credential. This is what the cache keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The credential is good and belongs to this principal.
-    Known(Principal),
+    /// The credential is good and belongs to somebody.
+    Known(Identity),
     /// It is not, or there is none; the challenge is the authenticator's own, where it sent one.
     Unknown {
         /// The value of `WWW-Authenticate` to relay.
@@ -56,14 +74,19 @@ impl Answer {
 /// The right to forward one request. Its fields are private and nothing outside this module constructs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    principal: Principal,
+    identity: Identity,
     rule: Option<usize>,
 }
 
 impl Permit {
     /// Who asks; [`Principal::Anonymous`] where a rule or the endpoint asks for no login.
     pub fn principal(&self) -> &Principal {
-        &self.principal
+        &self.identity.principal
+    }
+
+    /// What the authenticator wants the upstream to be told.
+    pub fn fields(&self) -> &[(String, Vec<u8>)] {
+        &self.identity.fields
     }
 
     /// The number of the `[[rule]]` that granted it, from 1; none when no rule is configured.
@@ -103,16 +126,16 @@ pub type Verdict = Result<Permit, Refusal>;
 /// The permit for what passes without a login: reading `/_ping` and `/v1/_ping`, exactly, as in 2014.
 pub fn open(method: &str, target: &str) -> Option<Permit> {
     let open = matches!(method, "GET" | "HEAD") && matches!(target, "/_ping" | "/v1/_ping");
-    open.then_some(Permit { principal: Principal::Anonymous, rule: None })
+    open.then_some(Permit { identity: Principal::Anonymous.into(), rule: None })
 }
 
 /// The verdict for a request that needs all of `accesses`, from what the authenticator said and the policy allows.
 pub fn decide(answer: &Answer, policy: &Policy, accesses: &[Access]) -> Verdict {
     match answer {
         // A backend may know who asks by other means than a name; without rules its word is enough.
-        Answer::Known(principal) if policy.is_open() => Ok(Permit { principal: principal.clone(), rule: None }),
-        Answer::Known(principal) => {
-            permit(principal, policy, accesses).ok_or_else(|| forbidden(principal, policy, accesses))
+        Answer::Known(identity) if policy.is_open() => Ok(Permit { identity: identity.clone(), rule: None }),
+        Answer::Known(identity) => {
+            permit(identity, policy, accesses).ok_or_else(|| forbidden(&identity.principal, policy, accesses))
         }
         Answer::Unknown { challenge } => Err(Refusal::Unauthenticated { challenge: challenge.clone() }),
         Answer::Forbidden => Err(Refusal::Forbidden {
@@ -130,18 +153,18 @@ pub fn anonymous(policy: &Policy, accesses: &[Access]) -> Option<Permit> {
     if accesses.is_empty() {
         return None;
     }
-    permit(&Principal::Anonymous, policy, accesses)
+    permit(&Principal::Anonymous.into(), policy, accesses)
 }
 
-fn permit(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Option<Permit> {
+fn permit(identity: &Identity, policy: &Policy, accesses: &[Access]) -> Option<Permit> {
     let mut rule = None;
     for access in accesses {
-        match policy.decide(principal, access) {
+        match policy.decide(&identity.principal, access) {
             Decision::Allow { rule: by } => rule = rule.or(by),
             Decision::Deny => return None,
         }
     }
-    Some(Permit { principal: principal.clone(), rule })
+    Some(Permit { identity: identity.clone(), rule })
 }
 
 fn forbidden(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Refusal {

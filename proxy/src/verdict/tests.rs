@@ -21,9 +21,9 @@ fn user(name: &str) -> Principal {
 #[test]
 fn without_rules_every_known_user_may_do_everything_and_nobody_else_anything() {
     let policy = Policy::default();
-    let permit = decide(&Answer::Known(user("alice")), &policy, &[access(Action::Push)]).expect("a permit");
+    let permit = decide(&Answer::Known(user("alice").into()), &policy, &[access(Action::Push)]).expect("a permit");
     assert_eq!((permit.principal(), permit.rule()), (&user("alice"), None));
-    assert!(decide(&Answer::Known(user("alice")), &policy, &[]).is_ok());
+    assert!(decide(&Answer::Known(user("alice").into()), &policy, &[]).is_ok());
     assert_eq!(anonymous(&policy, &[access(Action::Pull)]), None);
     assert_eq!(anonymous(&policy, &[]), None);
 }

@@ -8,6 +8,7 @@ use crate::config::file::{self, File};
 use crate::config::origin::Origin;
 use crate::config::overrides::{self, Given};
 use crate::config::{Auth, AuthBackend, Rule, suggest};
+use crate::http::fields::{is_hop_by_hop, is_rewritten_by_gate};
 
 /// The principal that a request without credentials has.
 const ANONYMOUS: &str = "anonymous";
@@ -39,6 +40,7 @@ impl Resolver<'_> {
             htpasswd: htpasswd.map(|given| self.checked_path(&given)),
             backend: backend.and_then(|given| self.auth_backend(&given)),
             realm: self.realm(&auth.realm),
+            copy_headers: self.copy_headers(&auth.copy_headers),
         }
     }
 
@@ -51,6 +53,26 @@ impl Resolver<'_> {
         };
         self.fail(fault, &given.place);
         None
+    }
+
+    /// Names that a backend may set. Those that frame a message, or that the gate itself vouches for, are not its to set.
+    fn copy_headers(&mut self, list: &file::Strings) -> Vec<String> {
+        let mut names = Vec::new();
+        for given in self.strings(list, "auth.copy_headers") {
+            let name = given.text.to_ascii_lowercase();
+            let token = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            let taken = is_hop_by_hop(&name)
+                || is_rewritten_by_gate(&name)
+                || ["x-forwarded-", "x-portcullis-", "content-"].iter().any(|start| name.starts_with(start))
+                || ["forwarded", "x-real-ip", "cookie", "set-cookie"].contains(&name.as_str());
+            if !token || taken {
+                let problem = format!("{:?} cannot be copied from the backend's reply", given.text);
+                self.fail(Fault::new(problem, "name a field of its own, for example \"X-Auth-User\""), &given.place);
+            } else {
+                names.push(name);
+            }
+        }
+        names
     }
 
     fn realm(&mut self, realm: &file::Maybe<String>) -> String {

@@ -34,12 +34,12 @@ impl Resolver<'_> {
             listeners = addresses
                 .iter()
                 .filter_map(|given| Some((self.address(given)?, given.place.clone())))
-                .map(|(address, place)| (Listener { address, tls: tls.clone() }, place))
+                .map(|(address, place)| (Listener { address, tls: tls.clone(), redirect: None }, place))
                 .collect();
         }
         if listeners.is_empty() && addresses.is_empty() && file.listen.is_empty() {
             let address = if identities.is_empty() { DEFAULT_PLAIN } else { DEFAULT_TLS };
-            listeners.push((Listener { address, tls: identities }, Place::Nowhere));
+            listeners.push((Listener { address, tls: identities, redirect: None }, Place::Nowhere));
         }
         self.check_listeners(&listeners, allow_plaintext);
         listeners.into_iter().map(|(listener, _)| listener).collect()
@@ -100,7 +100,8 @@ impl Resolver<'_> {
             };
             let given = self.given(address, "listen.address");
             if let Some(address) = self.address(&given) {
-                listeners.push((Listener { address, tls }, given.place));
+                let redirect = self.origin(&listen.redirect, "listen.redirect");
+                listeners.push((Listener { address, tls, redirect }, given.place));
             }
         }
         listeners

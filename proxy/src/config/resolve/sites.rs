@@ -80,7 +80,12 @@ impl Resolver<'_> {
                 self.fail(Fault::not_built("\"token\"", "write \"basic\""), &given.place);
             }
         }
-        Site { hosts: self.hosts(&site.hosts), upstreams, kind, public_url: self.public_url(&site.public_url) }
+        Site {
+            hosts: self.hosts(&site.hosts),
+            upstreams,
+            kind,
+            public_url: self.origin(&site.public_url, "site.public_url"),
+        }
     }
 
     fn upstreams(&mut self, given: &[Given], listeners: &[Listener]) -> Vec<Origin> {
@@ -136,8 +141,9 @@ impl Resolver<'_> {
         }
     }
 
-    fn public_url(&mut self, url: &file::Maybe<String>) -> Option<String> {
-        let given = self.given(url.as_ref()?, "site.public_url");
+    /// An origin that clients are told.
+    pub(super) fn origin(&mut self, url: &file::Maybe<String>, key: &str) -> Option<String> {
+        let given = self.given(url.as_ref()?, key);
         match Origin::parse(&given.text) {
             Ok(origin) => Some(origin.to_string()),
             Err(fault) => {

@@ -86,7 +86,7 @@ struct World<'f> {
 
 fn number(answer: &Answer) -> Option<usize> {
     match answer {
-        Answer::Known(principal) => principal.name()?.parse().ok(),
+        Answer::Known(identity) => identity.principal.name()?.parse().ok(),
         Answer::Unknown { challenge } => challenge.as_deref()?.parse().ok(),
         _ => None,
     }
@@ -182,7 +182,7 @@ impl<'f> World<'f> {
         let answer = match self.seeded.below(6) {
             0 => Answer::Unavailable { why: "down" },
             1 | 2 => Answer::Unknown { challenge: Some(number.to_string().into()) },
-            _ => Answer::Known(user(&number.to_string())),
+            _ => Answer::Known(user(&number.to_string()).into()),
         };
         let lifetime = (self.seeded.below(4) == 0).then(|| Duration::from_millis(self.seeded.below(60) as u64));
         if answer.is_cacheable() {
@@ -301,8 +301,8 @@ fn an_answer_from_before_a_revocation_is_not_served_after_it() {
         }
         let after = key(epochs.of(Some("alice")));
         assert!(matches!(flights.join(after), Role::Lead(_)), "who asks now does not wait for the old answer");
-        cache.learn(before, &Answer::Known(user("alice")), None, &TERMS, 0);
-        lead.land(Answer::Known(user("alice")));
+        cache.learn(before, &Answer::Known(user("alice").into()), None, &TERMS, 0);
+        lead.land(Answer::Known(user("alice").into()));
         for now in 0..200 {
             assert_eq!((cache.get(&after, now), cache.stale(&after, now)), (None, None));
         }
