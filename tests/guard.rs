@@ -167,7 +167,8 @@ fn an_allowed_source_comes_in_until_it_is_no_longer_allowed() {
     world.serve("in", world.port);
     world.enforce(&format!("--no-local --allow {}", world.address(0, 2)));
     world.reach("out", world.door()).expect("allowed");
-    assert!(world.count("admitted") >= 3);
+    // The SYN and the ACK for certain: the server has answered. The FIN may still be on its way.
+    assert!(world.count("admitted") >= 2);
     let error = world.reach("out", world.door6()).expect_err("only its IPv4 address is allowed");
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     world.reach_as_nobody("in", "127.0.0.1", world.port).expect("the connect ring was left out");

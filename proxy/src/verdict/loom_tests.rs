@@ -55,7 +55,7 @@ impl World {
 }
 
 fn explore(others: [fn(&World); 2], own: fn(&World)) {
-    // Without a bound on forced switches three threads take hours.
+    // Without a bound on forced switches three threads have more orders than a test has time for.
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
