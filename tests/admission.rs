@@ -323,3 +323,21 @@ fn an_open_line_can_send_people_to_the_encrypted_one() {
     gate.wait().unwrap();
     assert!(registry.seen().is_empty());
 }
+
+#[test]
+fn questions_to_the_backend_share_a_connection() {
+    let backend = Raw::start(|_, mut stream| {
+        while !read_head(&mut stream).is_empty() {
+            say(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let registry = registry();
+    let gate = gate(&registry, &backend.url());
+    // One client connection is served by one worker, and each worker keeps connections of its own.
+    let mut connection = Connection::open(gate.addr()).unwrap();
+    for user in ["a:1", "b:2", "c:3", "d:4"] {
+        let request = format!("GET {TAGS} HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\n\r\n", basic(user));
+        assert_eq!(connection.exchange(request).unwrap().status, 200);
+    }
+    assert_eq!(backend.connections(), 1);
+}

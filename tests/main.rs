@@ -8,6 +8,7 @@ mod data_plane;
 mod explain;
 mod guard;
 mod https_upstream;
+mod policy;
 mod production;
 mod queue;
 mod readme;

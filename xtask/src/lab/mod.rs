@@ -12,6 +12,7 @@ pub mod packages;
 pub mod pki;
 pub mod process;
 pub mod registry;
+pub mod secrets;
 pub mod skips;
 pub mod skopeo;
 pub mod ui;

@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 
 use super::cmd::{Cmd, end_group, tail};
 use super::interrupt;
+use super::secrets;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -121,6 +122,13 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         end_group(&mut self.child, Duration::ZERO);
+        if self.name.starts_with("portcullis")
+            && let Some(password) = secrets::leaked(&self.log())
+        {
+            // A panic while dropping could be swallowed by another one; this cannot.
+            eprintln!("the password {password:?} stands in the output of `{}`:\n{}", self.shown, self.log());
+            std::process::abort();
+        }
     }
 }
 
