@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 
 use crate::auth::principal::Principal;
-use crate::http::fields::{folds_to, is_asserted_by_gate, is_hop_by_hop, is_rewritten_by_gate};
+use crate::http::fields::{Field, folds_to, is_asserted_by_gate, is_hop_by_hop, is_rewritten_by_gate, tokens};
 use crate::http::{Framing, RequestHead, ResponseHead, Version};
 use crate::verdict::Permit;
 
@@ -56,6 +56,9 @@ pub fn request_head(permit: &Permit, head: &RequestHead<'_>, target: &str, from:
         line(out, name, value);
     }
     framing(head.framing, out);
+    if let Some(protocol) = head.switches_to() {
+        upgrade(protocol.as_bytes(), out);
+    }
     out.extend_from_slice(b"\r\n");
 }
 
@@ -88,6 +91,11 @@ fn framing(framing: Framing, out: &mut Vec<u8>) {
     }
 }
 
+fn upgrade(protocol: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Connection: Upgrade\r\n");
+    line(out, "Upgrade", protocol);
+}
+
 /// How a response goes on to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponsePlan {
@@ -102,6 +110,8 @@ pub fn plan_response(head: &ResponseHead<'_>, version: Version, keep_alive: bool
     let framing = match head.framing {
         // An HTTP/1.0 client knows no chunks: the end of the connection is the end of the body.
         Framing::Chunked if version == Version::Http10 => Framing::UntilClose,
+        // To others a body that was cut must not look whole, as it does where the end of the connection is its end.
+        Framing::UntilClose if version == Version::Http11 => Framing::Chunked,
         framing => framing,
     };
     ResponsePlan { framing, keep_alive: keep_alive && framing != Framing::UntilClose }
@@ -124,15 +134,8 @@ pub fn response_head(
     own: &OwnOrigin<'_>,
     out: &mut Vec<u8>,
 ) {
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
-    let named_by_connection = |name: &str| {
-        let connection = head.fields.iter().filter(|f| f.is("connection"));
-        connection.flat_map(|f| crate::http::fields::tokens(f.value)).any(|t| t.eq_ignore_ascii_case(name.as_bytes()))
-    };
-    for field in &head.fields {
-        if is_hop_by_hop(field.name) || named_by_connection(field.name) {
-            continue;
-        }
+    status_line(head, out);
+    for field in crossing(head) {
         if field.is("location") {
             line(out, field.name, &location(field.value, own));
         } else {
@@ -145,6 +148,29 @@ pub fn response_head(
     }
     connection_field(plan.keep_alive, version, out);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the head of a response that changes the protocol; what follows it has no framing.
+pub fn switched_head(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    status_line(head, out);
+    for field in crossing(head).filter(|field| !is_rewritten_by_gate(field.name)) {
+        line(out, field.name, field.value);
+    }
+    upgrade(head.field("upgrade").unwrap_or_default(), out);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn status_line(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+}
+
+/// The fields of a response that are not for one hop only.
+fn crossing<'h>(head: &'h ResponseHead<'_>) -> impl Iterator<Item = &'h Field<'h>> {
+    let connection = || head.fields.iter().filter(|field| field.is("connection"));
+    let named = move |name: &str| {
+        connection().flat_map(|field| tokens(field.value)).any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    head.fields.iter().filter(move |field| !is_hop_by_hop(field.name) && !named(field.name))
 }
 
 /// Appends a `Connection` field where the version's default says otherwise.

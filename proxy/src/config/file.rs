@@ -101,6 +101,7 @@ pub(super) struct Rule {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
     pub(super) connections: Maybe<usize>,
+    pub(super) connections_per_peer: Maybe<usize>,
     pub(super) head_bytes: Maybe<Size>,
     pub(super) fields: Maybe<usize>,
     pub(super) target_bytes: Maybe<Size>,
@@ -118,6 +119,7 @@ pub(super) struct Limits {
     pub(super) failed_login_delay: Maybe<Period>,
     pub(super) upstream_idle: Maybe<Period>,
     pub(super) drain_timeout: Maybe<Period>,
+    pub(super) tunnel_timeout: Maybe<Period>,
     pub(super) hash_threads: Maybe<usize>,
     pub(super) hash_queue: Maybe<usize>,
     pub(super) manifest_bytes: Maybe<IgnoredAny>,

@@ -169,6 +169,9 @@ pub struct Rule {
 pub struct Limits {
     /// Open downstream connections of the whole process. Default 10,000.
     pub connections: usize,
+    /// Of them, those of one peer: an IPv4 address or an IPv6 /64; 0: any number, which is right behind a proxy that hides
+    /// its clients' addresses. Default 2,000.
+    pub connections_per_peer: usize,
     /// Bytes of a request head. Default 16 KiB.
     pub head_bytes: usize,
     /// Header fields of a request. Default 100.
@@ -207,6 +210,8 @@ pub struct Limits {
     pub upstream_idle: Duration,
     /// How long open exchanges may go on after a stop was asked for. Default 30 s.
     pub drain_timeout: Duration,
+    /// How long nothing may move through a tunnel (an upgraded connection). Default 300 s.
+    pub tunnel_timeout: Duration,
     /// Threads that check passwords against the htpasswd file. Default 2.
     pub hash_threads: usize,
     /// Password checks that may wait for a thread; more are answered with 503. Default 128.
@@ -254,6 +259,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_peer: 2_000,
             head_bytes: 16 << 10,
             fields: 100,
             target_bytes: 8 << 10,
@@ -271,6 +277,7 @@ impl Default for Limits {
             failed_login_delay: Duration::from_secs(1),
             upstream_idle: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
+            tunnel_timeout: Duration::from_secs(300),
             hash_threads: 2,
             hash_queue: 128,
         }

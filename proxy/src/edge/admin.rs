@@ -116,8 +116,11 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_verdicts_total", "counter", "Verdicts by where they came from.", &verdicts);
     family("portcullis_response_bytes_total", "counter", "Response body bytes by how they moved.", &bytes);
     family("portcullis_connections", "gauge", "Open downstream connections.", &plain(load(&counters.connections)));
-    let refused = plain(load(&counters.connections_refused));
-    family("portcullis_connections_refused_total", "counter", "Connections closed above the limit.", &refused);
+    let refused = [
+        ("{limit=\"connections\"}".to_owned(), load(&counters.connections_refused)),
+        ("{limit=\"connections_per_peer\"}".to_owned(), load(&counters.connections_refused_to_peer)),
+    ];
+    family("portcullis_connections_refused_total", "counter", "Connections closed above a limit.", &refused);
     let remembered = plain(shared.gate.remembered() as u64);
     family("portcullis_verdicts_remembered", "gauge", "Answers of the authenticator in the cache.", &remembered);
     let dropped = plain(load(&counters.log_dropped));

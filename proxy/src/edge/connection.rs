@@ -78,6 +78,9 @@ pub struct Client<'w> {
 /// Serves one connection to its end.
 pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Settings) {
     let Ok(socket) = Socket::new(fd) else { return };
+    let Some(_place) = worker.shared.peers.enter(peer.ip()) else {
+        return Counters::add(&worker.shared.counters.connections_refused_to_peer, 1);
+    };
     let socket = worker.watch.add(socket);
     let mut read = Vec::new();
     let stream = match &settings.tls {

@@ -1,5 +1,6 @@
 //! One exchange with an upstream: a request with a permit goes out, its response comes back, both bodies move at once.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::plan::Plan;
 use super::relay::{self, Broken, Moved};
 use super::stream::Stream;
 use super::telemetry::{Counters, Record};
+use super::tunnel;
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
 use crate::http::head::{self, ResponseHead};
@@ -35,6 +37,8 @@ struct Exchange<'e> {
     oci: bool,
     /// The request head for the upstream.
     wire: Vec<u8>,
+    /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
+    switched: Cell<Option<(Connection, usize)>>,
 }
 
 /// Why an attempt gave no response.
@@ -78,13 +82,21 @@ pub async fn run(
     let mut wire = Vec::with_capacity(1024);
     forward::request_head(permit, head, target, from, &mut wire);
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
-    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, wire };
+    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, wire, switched: Cell::default() };
     let pools = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(pools, record).await
     } else {
         exchange.with_body(pools, read, record).await
     };
+    if let Some((mut up, len)) = exchange.switched.take() {
+        let rest = up.read.split_off(len);
+        let answer = std::mem::replace(&mut up.read, rest);
+        return match head::response(&answer, head.method) {
+            Ok(answer) => tunnel::run(client, up, &answer, read, record).await,
+            Err(_) => Next::Abort,
+        };
+    }
     match failed {
         Ok(next) => next,
         Err(Failed::Retry(cause)) => {
@@ -246,6 +258,14 @@ impl Exchange<'_> {
 
     /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
     async fn respond(&self, pool: &Pool, mut up: Connection, len: usize, record: &mut Record) -> Next {
+        if let Some(protocol) = self.head.switches_to()
+            && head::response(&up.read[..len], self.head.method).is_ok_and(|answer| answer.switched_to(protocol))
+        {
+            record.status = 101;
+            record.upstream = Some(pool.service().authority.clone());
+            self.switched.set(Some((up, len)));
+            return Next::Close;
+        }
         let (next, keep) = self.respond_over(pool, &up.stream, &mut up.read, len, true, record).await;
         if keep {
             pool.put(up);
@@ -271,7 +291,8 @@ impl Exchange<'_> {
             _ => {
                 let (cause, mut nothing) = (no_response(&NoResponse::Invalid(Reject::Version)), Vec::new());
                 record.error = Some("the upstream's response head is not one that can be relayed".to_owned());
-                let body = if self.head.framing.is_empty() { Body::Unread } else { Body::Begun };
+                // An upstream that changes the protocol unasked may have meant the next bytes of the client for it.
+                let body = Body::Begun;
                 let next = self.client.refuse(&cause.failure, self.oci, self.head, body, &mut nothing, record).await;
                 return (next, false);
             }

@@ -3,7 +3,8 @@
 //! Begin with [`connection`], the life of one request. The others, from the outside in:
 //!
 //! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
-//! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
+//! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies
+//!   between them, with [`buffers`] where it must copy; [`tunnel`] is what an upgraded connection becomes
 //! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
 //! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it and takes [`revoke`]
 //! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`], [`explain`] and [`files`] serve their commands
@@ -13,6 +14,7 @@ pub mod admin;
 pub mod attempts;
 pub mod auth_backend;
 pub mod auth_service;
+pub mod buffers;
 pub mod connection;
 pub mod exchange;
 pub mod explain;
@@ -30,6 +32,7 @@ pub mod stream;
 pub mod sys;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;
 pub mod user;
 pub mod watch;

@@ -1,12 +1,14 @@
 //! Bodies: from one socket to the other, counted to the byte, never collected.
 //!
-//! Between plain sockets a body of known length goes through a pipe with splice(2) and never enters this process.
-//! Everything else is copied through one buffer, read and written in turn, so that a slow receiver slows the sender
-//! down and memory stays flat.
+//! Between plain sockets a body goes through a pipe with splice(2) and never enters this process, if its length is known
+//! and worth it or if the sender's end is its end. Everything else is copied through one buffer, read and written in
+//! turn, so that a slow receiver slows the sender down and memory stays flat. While there is nothing to read, a
+//! transfer holds neither pipe nor buffer.
 
 use std::cell::Cell;
 use std::io;
 
+use super::buffers::Buffers;
 use super::stream::Stream;
 use super::sys::pipe::{Pipe, Pool};
 use super::watch::Watched;
@@ -15,6 +17,9 @@ use crate::http::chunked::{self, Decoder};
 
 /// After this much without waiting, a relay lets the worker's other connections have a turn.
 const TURN_BYTES: u64 = 4 << 20;
+
+/// A read that brought less than this has emptied the socket.
+const SHORT_READ: usize = 32 * 1024;
 
 /// Why a body was not relayed to its end. Neither connection can be used again.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +46,8 @@ pub struct Mover {
     pub pipes: Pool,
     /// The shortest rest of a body that is spliced.
     pub threshold: u64,
-    /// The size of a copy buffer.
-    pub buffer: usize,
+    /// The worker's buffers.
+    pub buffers: Buffers,
 }
 
 /// Body bytes that moved, by way. It is counted as they do, so that a broken transfer is told as it was.
@@ -108,129 +113,233 @@ impl Mover {
         body.send(&ahead).await?;
         count(&body.moved.copied, first);
         drop(ahead);
-        let mut left = length - first as u64;
-        if left >= self.threshold
-            && let (Some(from), Some(to)) = (body.from.spliceable(), body.to.spliceable())
-            && let Some(pipe) = self.pipes.take()
-        {
-            return self.splice(body.moved, from, to, left, pipe).await;
-        }
-        let mut buffer = Vec::new();
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer);
-            let n = body.receive(&mut buffer, most).await?;
-            if n == 0 {
-                return Err(short());
-            }
-            let ours = usize::try_from(left).unwrap_or(usize::MAX).min(n);
-            body.send(&buffer[..ours]).await?;
-            count(&body.moved.copied, ours);
-            left -= ours as u64;
-            // A TLS read may bring the beginning of the next request with the end of this one.
-            read.extend_from_slice(&buffer[ours..]);
-            buffer.clear();
-        }
-        Ok(())
-    }
-
-    async fn chunks(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
-        let mut decoder = Decoder::new();
-        loop {
-            let mut at = 0;
-            let mut moved = 0;
-            while at < read.len() && !decoder.is_done() {
-                let step = decoder.decode(&read[at..])?;
-                at += step.consumed;
-                moved += step.data.len();
-                if body.rechunk {
-                    chunked::encode(step.data, &mut ahead);
-                } else {
-                    ahead.extend_from_slice(step.data);
-                }
-            }
-            read.drain(..at);
-            if decoder.is_done() && body.rechunk {
-                ahead.extend_from_slice(chunked::LAST_CHUNK);
-            }
-            body.send(&ahead).await?;
-            count(&body.moved.copied, moved);
-            ahead.clear();
-            if decoder.is_done() {
-                return Ok(());
-            }
-            if body.receive(read, self.buffer).await? == 0 {
-                return Err(short());
-            }
-        }
+        self.flow(body, Rest::Exactly(length - first as u64), read).await
     }
 
     async fn until_close(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
         let first = read.len();
-        ahead.append(read);
+        if body.rechunk {
+            chunked::encode(read, &mut ahead);
+            read.clear();
+        } else {
+            ahead.append(read);
+        }
         body.send(&ahead).await?;
         count(&body.moved.copied, first);
-        let mut buffer = ahead;
-        loop {
-            buffer.clear();
-            let n = body.receive(&mut buffer, self.buffer).await?;
-            if n == 0 {
-                return Ok(());
-            }
-            body.send(&buffer).await?;
-            count(&body.moved.copied, n);
-        }
+        drop(ahead);
+        self.flow(body, Rest::UntilClose, read).await?;
+        if body.rechunk { body.send(chunked::LAST_CHUNK).await } else { Ok(()) }
     }
 
-    /// Moves exactly `left` bytes through `pipe`. Direct splice(2) after readiness: io_uring's own splice always goes to a
-    /// kernel thread, which costs more and stays behind for each stalled client.
+    async fn chunks(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
+        let mut decoder = Decoder::new();
+        let (consumed, moved) = body.recode(&mut decoder, read, &mut ahead)?;
+        read.drain(..consumed);
+        body.send(&ahead).await?;
+        count(&body.moved.copied, moved);
+        drop(ahead);
+        let mut turn = Turn::default();
+        while !decoder.is_done() {
+            turn.pause(body).await?;
+            let mut input = self.buffers.take();
+            let most = input.most();
+            if body.receive(&mut input, most).await? == 0 {
+                return Err(short());
+            }
+            let mut output = self.buffers.take();
+            let (consumed, moved) = body.recode(&mut decoder, &input, &mut output)?;
+            body.send(&output).await?;
+            count(&body.moved.copied, moved);
+            turn.took(input.len());
+            // What came behind the body is the beginning of the next message.
+            read.extend_from_slice(&input[consumed..]);
+        }
+        Ok(())
+    }
+
+    /// Moves the rest of a body that needs no decoding.
+    ///
+    /// # Errors
+    /// [`Broken`]; both connections must then be closed.
+    pub async fn flow(&self, body: &Body<'_>, mut rest: Rest, read: &mut Vec<u8>) -> Result<(), Broken> {
+        let spliced = rest.is_worth(self.threshold);
+        let sockets = body.from.spliceable().zip(body.to.spliceable()).filter(|_| spliced);
+        let mut turn = Turn::default();
+        while !rest.is_over() {
+            turn.pause(body).await?;
+            match sockets.and_then(|sockets| Some((sockets, self.pipes.take()?))) {
+                Some(((from, to), pipe)) => self.splice(body, from, to, &mut rest, pipe, &mut turn).await?,
+                None => self.copy(body, &mut rest, read, &mut turn).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy(
+        &self,
+        body: &Body<'_>,
+        rest: &mut Rest,
+        read: &mut Vec<u8>,
+        turn: &mut Turn,
+    ) -> Result<(), Broken> {
+        let mut buffer = self.buffers.take();
+        let most = rest.at_most(buffer.most());
+        let n = body.receive(&mut buffer, most).await?;
+        if n == 0 {
+            return rest.ended(body);
+        }
+        let ours = rest.at_most(n);
+        if body.rechunk {
+            let mut output = self.buffers.take();
+            chunked::encode(&buffer[..ours], &mut output);
+            body.send(&output).await?;
+        } else {
+            body.send(&buffer[..ours]).await?;
+        }
+        count(&body.moved.copied, ours);
+        rest.take(ours);
+        turn.took(n);
+        // A TLS read may bring the beginning of the next request with the end of this one.
+        read.extend_from_slice(&buffer[ours..]);
+        Ok(())
+    }
+
+    /// Moves through `pipe` what the sender has, until it has nothing more at the moment. Direct splice(2) after
+    /// readiness: io_uring's own splice always goes to a kernel thread, which costs more and stays behind for each
+    /// stalled client.
     async fn splice(
         &self,
-        moved: &Moved,
+        body: &Body<'_>,
         from: &Watched,
         to: &Watched,
-        mut left: u64,
+        rest: &mut Rest,
         pipe: Pipe,
+        turn: &mut Turn,
     ) -> Result<(), Broken> {
-        let (mut held, mut turn) = (0, 0);
-        while left > 0 || held > 0 {
-            if held == 0 {
-                let most = usize::try_from(left).unwrap_or(usize::MAX);
-                match from.try_splice_in(&pipe, most) {
-                    Ok(0) => return Err(short()),
-                    Ok(n) => {
-                        held = n;
-                        left -= n as u64;
-                        from.moved(n as u64);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        from.readable().await.map_err(Broken::Source)?;
-                        turn = 0;
-                        continue;
-                    }
-                    Err(error) => return Err(Broken::Source(error)),
+        while !rest.is_over() {
+            let mut held = match from.try_splice_in(&pipe, rest.at_most(usize::MAX)) {
+                Ok(0) => {
+                    pipe.recycle();
+                    return rest.ended(body);
                 }
-            }
-            match to.try_splice_out(&pipe, held, left > 0) {
-                Ok(n) => {
-                    held -= n;
-                    turn += n as u64;
-                    to.moved(n as u64);
-                    count(&moved.spliced, n);
-                }
+                Ok(n) => n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    to.writable().await.map_err(Broken::Sink)?;
-                    turn = 0;
+                    turn.empty = true;
+                    break;
                 }
-                Err(error) => return Err(Broken::Sink(error)),
+                Err(error) => return Err(Broken::Source(error)),
+            };
+            from.moved(held as u64);
+            rest.take(held);
+            turn.took(held);
+            if body.rechunk {
+                body.send_with_more(&chunked::size_line(held)).await?;
             }
-            if turn >= TURN_BYTES {
-                // Waiting for what is ready already is how a task of this runtime yields; waking itself would starve others.
-                to.writable().await.map_err(Broken::Sink)?;
-                turn = 0;
+            let more = body.rechunk || rest.goes_on();
+            while held > 0 {
+                match to.try_splice_out(&pipe, held, more) {
+                    Ok(n) => {
+                        held -= n;
+                        to.moved(n as u64);
+                        count(&body.moved.spliced, n);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => turn.wait(to).await?,
+                    Err(error) => return Err(Broken::Sink(error)),
+                }
+            }
+            if body.rechunk {
+                body.send(chunked::CHUNK_END).await?;
+            }
+            if turn.is_up() {
+                turn.wait(to).await?;
             }
         }
         pipe.recycle();
         Ok(())
+    }
+}
+
+/// What is still to come of a body.
+#[derive(Debug, Clone, Copy)]
+pub enum Rest {
+    /// This many bytes.
+    Exactly(u64),
+    /// All until the sender's end.
+    UntilClose,
+    /// Nothing: the sender's end was there.
+    Ended,
+}
+
+impl Rest {
+    fn is_over(self) -> bool {
+        matches!(self, Rest::Exactly(0) | Rest::Ended)
+    }
+
+    fn is_worth(self, threshold: u64) -> bool {
+        !matches!(self, Rest::Exactly(left) if left < threshold)
+    }
+
+    fn goes_on(self) -> bool {
+        matches!(self, Rest::Exactly(1..))
+    }
+
+    fn at_most(self, room: usize) -> usize {
+        match self {
+            Rest::Exactly(left) => usize::try_from(left).unwrap_or(usize::MAX).min(room),
+            Rest::UntilClose | Rest::Ended => room,
+        }
+    }
+
+    fn take(&mut self, bytes: usize) {
+        if let Rest::Exactly(left) = self {
+            *left -= bytes as u64;
+        }
+    }
+
+    /// The sender ended: fine only where that is how its body ends, and where it is an end and no cut.
+    fn ended(&mut self, body: &Body<'_>) -> Result<(), Broken> {
+        match self {
+            _ if body.from.socket().expired() => Err(Broken::Source(io::ErrorKind::TimedOut.into())),
+            Rest::UntilClose if body.from.ended_cleanly() => {
+                *self = Rest::Ended;
+                Ok(())
+            }
+            _ => Err(short()),
+        }
+    }
+}
+
+/// A relay's share of its worker's time.
+#[derive(Default)]
+struct Turn {
+    bytes: u64,
+    /// The sender has nothing more at the moment.
+    empty: bool,
+}
+
+impl Turn {
+    fn took(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.empty = bytes < SHORT_READ;
+    }
+
+    fn is_up(&self) -> bool {
+        self.bytes >= TURN_BYTES
+    }
+
+    /// Waiting for what is ready already is how a task of this runtime yields; waking itself would starve others.
+    async fn wait(&mut self, to: &Watched) -> Result<(), Broken> {
+        self.bytes = 0;
+        to.writable().await.map_err(Broken::Sink)
+    }
+
+    /// Waits where the sender has nothing at the moment, or where it is the others' turn.
+    async fn pause(&mut self, body: &Body<'_>) -> Result<(), Broken> {
+        if std::mem::take(&mut self.empty) {
+            self.bytes = 0;
+            return body.from.wait().await.map_err(Broken::Source);
+        }
+        if self.is_up() { self.wait(body.to.socket()).await } else { Ok(()) }
     }
 }
 
@@ -249,5 +358,29 @@ impl Body<'_> {
 
     async fn send(&self, bytes: &[u8]) -> Result<(), Broken> {
         self.to.write_all(bytes).await.map_err(Broken::Sink)
+    }
+
+    /// Sends what others follow at once.
+    async fn send_with_more(&self, bytes: &[u8]) -> Result<(), Broken> {
+        self.to.write_all_with_more(bytes).await.map_err(Broken::Sink)
+    }
+
+    /// Decodes chunked `input`, and writes its data in the receiver's framing: what was consumed, and the data's length.
+    fn recode(&self, decoder: &mut Decoder, input: &[u8], out: &mut Vec<u8>) -> Result<(usize, usize), Broken> {
+        let (mut consumed, mut moved) = (0, 0);
+        while consumed < input.len() && !decoder.is_done() {
+            let step = decoder.decode(&input[consumed..])?;
+            consumed += step.consumed;
+            moved += step.data.len();
+            if self.rechunk {
+                chunked::encode(step.data, out);
+            } else {
+                out.extend_from_slice(step.data);
+            }
+        }
+        if decoder.is_done() && self.rechunk {
+            out.extend_from_slice(chunked::LAST_CHUNK);
+        }
+        Ok((consumed, moved))
     }
 }

@@ -33,6 +33,7 @@ use super::telemetry::{Counters, Log};
 use super::tls::server_config;
 use super::worker::{self, Drain, Shared, Site};
 use crate::config::Config;
+use crate::limit::peers::Peers;
 use crate::limit::turns::Turns;
 use crate::policy::{Policy, RuleText};
 
@@ -192,7 +193,8 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
         attempts: Attempts::new(&secret, config.limits.failed_logins, config.limits.failed_login_delay),
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
-    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
+    let peers = Peers::new(config.limits.connections_per_peer);
+    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, peers, counters, draining }))
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.

@@ -36,9 +36,13 @@ pub async fn recv_some(socket: &Watched, buffer: &mut Vec<u8>, most: usize) -> i
 ///
 /// # Errors
 /// As send(2).
-pub async fn send_all(socket: &Watched, mut bytes: &[u8]) -> io::Result<()> {
+pub async fn send_all(socket: &Watched, bytes: &[u8]) -> io::Result<()> {
+    send_pieces(socket, bytes, false).await
+}
+
+async fn send_pieces(socket: &Watched, mut bytes: &[u8], more: bool) -> io::Result<()> {
     while !bytes.is_empty() {
-        match socket.try_send(bytes) {
+        match if more { socket.try_send_with_more(bytes) } else { socket.try_send(bytes) } {
             Ok(n) => {
                 socket.moved(n as u64);
                 bytes = &bytes[n..];
@@ -79,6 +83,10 @@ impl Stream {
     /// # Errors
     /// When the runtime cannot wait for the socket.
     pub async fn wait(&self) -> io::Result<()> {
+        if self.tls.as_ref().is_some_and(Session::has_closed) {
+            // Its end was read along with its last bytes.
+            return Ok(());
+        }
         self.socket.readable().await
     }
 
@@ -105,6 +113,17 @@ impl Stream {
         }
     }
 
+    /// Sends all of `bytes`, which others follow at once: they may wait for those to fill a packet.
+    ///
+    /// # Errors
+    /// As send(2).
+    pub async fn write_all_with_more(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.tls {
+            None => send_pieces(&self.socket, bytes, true).await,
+            Some(session) => session.write_all(&self.socket, bytes).await,
+        }
+    }
+
     /// Says that nothing more will be sent.
     pub fn finish_sending(&self) {
         if let Some(session) = &self.tls {
@@ -121,6 +140,11 @@ impl Stream {
     /// The socket, for deadlines and readiness.
     pub fn socket(&self) -> &Watched {
         &self.socket
+    }
+
+    /// Whether the end of the stream, once read, is one that the other side meant.
+    pub fn ended_cleanly(&self) -> bool {
+        !self.socket.expired() && self.tls.as_ref().is_none_or(Session::has_closed)
     }
 
     /// Whether it is encrypted.

@@ -33,6 +33,8 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Connections closed at once because there were too many.
     pub connections_refused: AtomicU64,
+    /// Connections closed at once because their peer had too many.
+    pub connections_refused_to_peer: AtomicU64,
     /// Access log lines dropped.
     pub log_dropped: AtomicU64,
 }

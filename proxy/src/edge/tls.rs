@@ -199,6 +199,11 @@ impl Session {
         let _ = connection.write_tls(&mut Out(socket));
     }
 
+    /// Whether the other side has said that it sends nothing more; without that an end may be a cut.
+    pub fn has_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// The protocol version for the log.
     pub fn version(&self) -> &'static str {
         match self.connection.borrow().protocol_version() {

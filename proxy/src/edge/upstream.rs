@@ -199,7 +199,8 @@ pub async fn response_head(stream: &Stream, read: &mut Vec<u8>) -> Result<usize,
     const MOST_INTERIM: usize = 16;
     for _ in 0..MOST_INTERIM {
         let len = one_head(stream, read).await?;
-        let interim = read.get(9) == Some(&b'1');
+        // 101 is an answer: what follows it is another protocol's.
+        let interim = read.get(9) == Some(&b'1') && read.get(9..12) != Some(b"101");
         if !interim {
             return Ok(len);
         }

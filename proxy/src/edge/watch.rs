@@ -23,6 +23,8 @@ enum Expectation {
     Nothing,
     Until(Millis),
     Rate(Progress),
+    /// Something moves at least once in this span; the deadline for the next time.
+    Activity(Millis, Millis),
 }
 
 struct Entry {
@@ -143,9 +145,11 @@ impl Watch {
 
     fn tick(&self, now: Millis) {
         for entry in self.entries.borrow().iter().flatten() {
+            let late = |deadline, how| (now >= deadline).then_some(how);
             let failed = match entry.expectation.get() {
                 Expectation::Nothing => None,
-                Expectation::Until(deadline) => (now >= deadline).then_some(Shutdown::Read),
+                Expectation::Until(deadline) => late(deadline, Shutdown::Read),
+                Expectation::Activity(_, deadline) => late(deadline, Shutdown::Both),
                 Expectation::Rate(mut progress) => {
                     let holds = progress.holds(now, &self.rate);
                     entry.expectation.set(Expectation::Rate(progress));
@@ -182,11 +186,26 @@ impl Watched {
         self.place.entry.expectation.set(Expectation::Rate(progress));
     }
 
+    /// Expects something to move at least once in each `span` from now on; told, too, by [`Watched::moved`].
+    pub fn expect_activity(&self, span: Duration) {
+        let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let deadline = self.place.watch.now().saturating_add(span);
+        self.place.entry.expectation.set(Expectation::Activity(span, deadline));
+    }
+
     /// Counts bytes of a body that moved through this socket.
     pub fn moved(&self, bytes: u64) {
-        if let Expectation::Rate(mut progress) = self.place.entry.expectation.get() {
-            progress.add(bytes);
-            self.place.entry.expectation.set(Expectation::Rate(progress));
+        let expectation = &self.place.entry.expectation;
+        match expectation.get() {
+            Expectation::Rate(mut progress) => {
+                progress.add(bytes);
+                expectation.set(Expectation::Rate(progress));
+            }
+            Expectation::Activity(span, _) => {
+                let deadline = self.place.watch.coarse_now().saturating_add(span);
+                expectation.set(Expectation::Activity(span, deadline));
+            }
+            Expectation::Nothing | Expectation::Until(_) => {}
         }
     }
 

@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use super::gate::{Backend, Gate};
 use super::guard::vouch::Voucher;
 use super::listener::{self, Bound};
+use super::buffers::Buffers;
 use super::relay::Mover;
 use super::sys::driver::Driver;
 use super::sys::pipe;
@@ -19,6 +20,7 @@ use super::telemetry::{Counters, Log};
 use super::upstream::{Pool, Service};
 use super::watch::Watch;
 use crate::config::{Config, Kind};
+use crate::limit::peers::Peers;
 use crate::limit::{Millis, MinimumRate};
 
 /// How often idle upstream connections are looked over.
@@ -52,6 +54,8 @@ pub struct Shared {
     pub voucher: Option<Arc<Voucher>>,
     /// The access log.
     pub log: Log,
+    /// Open connections by peer.
+    pub peers: Peers,
     /// The counters.
     pub counters: Counters,
     /// Set once the gate finishes what runs and takes nothing new.
@@ -93,7 +97,7 @@ impl Worker {
         let mover = Mover {
             pipes: pipe::Pool::new(config.blobs.pipe_size),
             threshold: config.blobs.splice_threshold,
-            buffer: config.blobs.buffer,
+            buffers: Buffers::new(config.blobs.buffer),
         };
         Rc::new(Self { watch, mover, upstreams, backend, shared: Arc::clone(shared) })
     }

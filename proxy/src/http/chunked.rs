@@ -4,8 +4,6 @@
 //! been smuggling holes elsewhere, so the decoder here is our own. Extensions and trailers are checked, bounded
 //! and dropped: nothing that the sender wrote between the data bytes is relayed.
 
-use std::io::Write as _;
-
 /// The sum of extension and trailer bytes that one body may carry; they are dropped anyway.
 const OVERHEAD_LIMIT: usize = 16 * 1024;
 
@@ -157,15 +155,22 @@ impl Decoder {
 /// The chunk that ends every body that the gate writes.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
+/// What stands behind a chunk's data.
+pub const CHUNK_END: &[u8] = b"\r\n";
+
 /// Appends `data` to `out` as one chunk; nothing for no data, since an empty chunk would end the body.
 pub fn encode(data: &[u8], out: &mut Vec<u8>) {
     if data.is_empty() {
         return;
     }
-    // Writing into a Vec does not fail.
-    let _ = write!(out, "{:x}\r\n", data.len());
+    out.extend_from_slice(&size_line(data.len()));
     out.extend_from_slice(data);
-    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(CHUNK_END);
+}
+
+/// What stands in front of a chunk's data.
+pub fn size_line(bytes: usize) -> Vec<u8> {
+    format!("{bytes:x}\r\n").into_bytes()
 }
 
 #[cfg(test)]

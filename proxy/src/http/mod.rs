@@ -11,6 +11,7 @@
 //! * [`framing`]: how long a body is, and who says so
 //! * [`chunked`]: the chunked coding, decoded and written anew
 //! * [`fields`]: field names and the sets of them that must not cross
+//! * [`upgrade`]: changing a connection's protocol
 //! * [`reject`]: why a head was refused, and the status that says so
 
 pub mod chunked;
@@ -18,6 +19,7 @@ pub mod fields;
 pub mod framing;
 pub mod head;
 pub mod reject;
+pub mod upgrade;
 
 pub use framing::Framing;
 pub use head::{RequestHead, ResponseHead, Version};

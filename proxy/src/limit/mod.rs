@@ -1,5 +1,7 @@
-//! Limits that are arithmetic: progress over a window of time, turns in a bounded queue, failed logins.
+//! Limits that are arithmetic: progress over a window of time, connections by peer, turns in a bounded queue, failed
+//! logins.
 
+pub mod peers;
 pub mod throttle;
 pub mod turns;
 

@@ -49,12 +49,19 @@ impl Resolver<'_> {
         let auth_timeout = time("limits.auth_timeout", &file.auth_timeout, default.auth_timeout);
         let upstream_idle = time("limits.upstream_idle", &file.upstream_idle, default.upstream_idle);
         let drain_timeout = time("limits.drain_timeout", &file.drain_timeout, default.drain_timeout);
+        let tunnel_timeout = time("limits.tunnel_timeout", &file.tunnel_timeout, default.tunnel_timeout);
 
         let head_bytes = self.bytes("limits.head_bytes", &file.head_bytes, default.head_bytes, KIB..=MIB);
         // A small head limit alone must not make the default target limit an error.
         let target_default = default.target_bytes.min(head_bytes);
         Limits {
             connections: self.count("limits.connections", &file.connections, default.connections, 1..=10_000_000),
+            connections_per_peer: self.count(
+                "limits.connections_per_peer",
+                &file.connections_per_peer,
+                default.connections_per_peer,
+                0..=10_000_000,
+            ),
             head_bytes,
             fields: self.count("limits.fields", &file.fields, default.fields, 8..=1_000),
             target_bytes: self.bytes("limits.target_bytes", &file.target_bytes, target_default, 256..=head_bytes),
@@ -82,6 +89,7 @@ impl Resolver<'_> {
             ),
             upstream_idle,
             drain_timeout,
+            tunnel_timeout,
             hash_threads: self.count("limits.hash_threads", &file.hash_threads, default.hash_threads, 1..=256),
             hash_queue: self.count("limits.hash_queue", &file.hash_queue, default.hash_queue, 1..=100_000),
         }

@@ -174,6 +174,14 @@ impl Socket {
         Ok(send(self, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
     }
 
+    /// Sends what fits; others follow at once, so it may wait to fill a packet.
+    ///
+    /// # Errors
+    /// As [`Socket::try_send`].
+    pub fn try_send_with_more(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)?)
+    }
+
     /// Sends what fits of several pieces in one call.
     ///
     /// # Errors
