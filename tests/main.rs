@@ -3,6 +3,7 @@
 
 mod admission;
 mod bad_input;
+mod bodies;
 mod cli;
 mod data_plane;
 mod explain;

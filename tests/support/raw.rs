@@ -67,3 +67,9 @@ pub(crate) fn read_all(stream: &mut TcpStream) -> (Vec<u8>, bool) {
         }
     }
 }
+
+/// Closes with a reset.
+pub(crate) fn reset(stream: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}

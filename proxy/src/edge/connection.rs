@@ -38,7 +38,7 @@ const DISCARDED: u64 = 64 * 1024;
 
 /// How long a client may go on sending after the last response, before the connection is cut. Cut at once, with bytes of
 /// its still unread, it would get a reset and perhaps never see the response.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What becomes of the connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

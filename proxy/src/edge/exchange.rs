@@ -35,6 +35,8 @@ struct Exchange<'e> {
     public_url: Option<&'e str>,
     /// Answer in OCI JSON.
     oci: bool,
+    /// A large response body is to be expected.
+    is_blob: bool,
     /// The request head for the upstream.
     wire: Vec<u8>,
     /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
@@ -82,7 +84,8 @@ pub async fn run(
     let mut wire = Vec::with_capacity(1024);
     forward::request_head(permit, head, target, from, &mut wire);
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
-    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, wire, switched: Cell::default() };
+    let switched = Cell::default();
+    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, is_blob: plan.is_blob, wire, switched };
     let pools = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(pools, record).await
@@ -158,6 +161,7 @@ impl Exchange<'_> {
 
     async fn ask(&self, up: &mut Connection) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
+        up.stream.expect_large_body(self.is_blob);
         up.stream.write_all(&self.wire).await.map_err(lost)?;
         up.stream.socket().expect_within(self.limits().response_timeout);
         response_head(&up.stream, &mut up.read).await
@@ -302,6 +306,11 @@ impl Exchange<'_> {
         record.status = response.status;
         record.upstream = Some(pool.service().authority.clone());
         match self.relay(&response, &plan, pool, upstream, read, record).await {
+            Ok(()) if !read.is_empty() => {
+                // Who miscounts once is not believed again: nobody knows whose bytes these are.
+                record.error = Some("the upstream sent more than its response has".to_owned());
+                (Next::Close, false)
+            }
             Ok(()) => (if plan.keep_alive { Next::KeepAlive } else { Next::Close }, response.keep_alive),
             Err(broken) => {
                 record.error = Some(broken.to_string());

@@ -23,6 +23,8 @@ pub struct Plan {
     accesses: Vec<Access>,
     /// The API root, where clients find out how to log in.
     pub is_base: bool,
+    /// The content of a blob.
+    pub is_blob: bool,
     /// Answer in the registry's own language.
     pub oci: bool,
 }
@@ -37,7 +39,8 @@ impl Plan {
         let kind = sites[site].kind;
         if kind == Kind::Http {
             let (target, accesses) = (head.target.to_owned(), Vec::new());
-            return Ok(Self { site, kind, target, target_without_mount: None, accesses, is_base: false, oci: false });
+            let (is_base, is_blob) = (false, false);
+            return Ok(Self { site, kind, target, target_without_mount: None, accesses, is_base, is_blob, oci: false });
         }
         if head.upgrade {
             let reject = Reject::Malformed("Connection names a field other than close, keep-alive or TE");
@@ -54,6 +57,7 @@ impl Plan {
             kind,
             target_without_mount,
             is_base: classified.endpoint == Endpoint::Base,
+            is_blob: head.method == "GET" && matches!(classified.endpoint, Endpoint::Blob { .. }),
             target: classified.target,
             accesses: classified.access,
             oci: true,

@@ -1,5 +1,6 @@
 //! A connection, to a client or to an upstream: a watched socket, with or without TLS.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use super::watch::Watched;
 pub struct Stream {
     socket: Watched,
     tls: Option<Session>,
+    /// Bytes behind the next head are for splice(2).
+    leaves_bodies: Cell<bool>,
 }
 
 /// Reads what is there, waiting for the first byte: 0 at the end of the stream.
@@ -57,7 +60,7 @@ async fn send_pieces(socket: &Watched, mut bytes: &[u8], more: bool) -> io::Resu
 impl Stream {
     /// A connection without TLS.
     pub fn plain(socket: Watched) -> Self {
-        Self { socket, tls: None }
+        Self { socket, tls: None, leaves_bodies: Cell::default() }
     }
 
     /// Performs the TLS handshake; what the client sends right behind it is appended to `early`.
@@ -66,7 +69,7 @@ impl Stream {
     /// As [`Session::accept`].
     pub async fn secure(socket: Watched, config: &Arc<ServerConfig>, early: &mut Vec<u8>) -> io::Result<Self> {
         let session = Session::accept(config, &socket, early).await?;
-        Ok(Self { socket, tls: Some(session) })
+        Ok(Self { socket, tls: Some(session), leaves_bodies: Cell::default() })
     }
 
     /// Performs the client's part of the TLS handshake with an upstream.
@@ -75,7 +78,7 @@ impl Stream {
     /// As [`Session::connect`].
     pub async fn trusting(socket: Watched, to: &Trust, early: &mut Vec<u8>) -> io::Result<Self> {
         let session = Session::connect(to, &socket, early).await?;
-        Ok(Self { socket, tls: Some(session) })
+        Ok(Self { socket, tls: Some(session), leaves_bodies: Cell::default() })
     }
 
     /// Waits for the next bytes without a buffer for them. A TLS session has none left over: it decrypts all it reads.
@@ -99,6 +102,28 @@ impl Stream {
         match &self.tls {
             None => recv_some(&self.socket, buffer, most).await,
             Some(session) => session.read(&self.socket, buffer).await,
+        }
+    }
+
+    /// Says whether a large body is expected behind the next head.
+    pub fn expect_large_body(&self, large: bool) {
+        self.leaves_bodies.set(large);
+    }
+
+    /// As [`Stream::read`], for a head: where a large body is expected behind it, and the kernel can move that, it is left
+    /// in the socket. That takes one more system call, which a small body would not be worth.
+    ///
+    /// # Errors
+    /// As [`Stream::read`].
+    pub async fn read_head(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        if !self.leaves_bodies.get() || self.tls.is_some() {
+            return self.read(buffer, most).await;
+        }
+        loop {
+            match self.socket.try_recv_through(buffer, most, b"\r\n\r\n") {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
+                done => return done,
+            }
         }
     }
 

@@ -221,7 +221,7 @@ async fn one_head(stream: &Stream, read: &mut Vec<u8>) -> Result<usize, NoRespon
             // The answer takes its time: wait for it without a buffer and without a call that finds nothing.
             stream.wait().await.map_err(lost)?;
         }
-        let n = stream.read(read, HEAD_READ).await;
+        let n = stream.read_head(read, HEAD_READ).await;
         if stream.socket().expired() {
             return Err(NoResponse::TimedOut);
         }

@@ -158,6 +158,23 @@ impl Socket {
         Ok(n)
     }
 
+    /// Appends at most `most` bytes to `buffer`, but none behind the first `end` in it: those stay in the socket.
+    ///
+    /// # Errors
+    /// As [`Socket::try_recv`].
+    pub fn try_recv_through(&self, buffer: &mut Vec<u8>, most: usize, end: &[u8]) -> io::Result<usize> {
+        let before = buffer.len();
+        buffer.resize(before + most, 0);
+        let peeked = recv(self, &mut buffer[before..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        buffer.truncate(before + peeked.as_ref().map_or(0, |(_, n)| *n));
+        peeked?;
+        let from = before.saturating_sub(end.len() - 1);
+        let found = memchr::memmem::find(&buffer[from..], end).map(|at| from + at + end.len() - before);
+        let n = found.unwrap_or(buffer.len() - before);
+        buffer.truncate(before);
+        if n == 0 { Ok(0) } else { self.try_recv(buffer, n) }
+    }
+
     /// Reads into `buffer` from its start: 0 at the end of the stream.
     ///
     /// # Errors

@@ -1,0 +1,335 @@
+//! Bodies at the real gate: how they are framed, how they move, and what happens when they are shorter, longer or other
+//! than they were said to be.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::cmd::{Cmd, which};
+use crate::support::hello::{Reply, Stub};
+use crate::support::http::{Connection, basic, get};
+use crate::support::image::sha256;
+use crate::support::packages::REGISTRY;
+use crate::support::raw::{Raw, read_all, read_head, read_until, reset, say};
+use crate::support::registry::Registry;
+use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, scratch, skips};
+
+const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
+const CREDS: &str = "testuser:testpassword";
+
+struct Front {
+    gate: Gate,
+    admin: SocketAddr,
+}
+
+fn front(backend: &str, kind: &str) -> Front {
+    let (dir, admin) = (scratch("bodies").unwrap(), free_address().unwrap());
+    let serve = Serve::new(program()).unwrap().flag("--backend", backend).flag("--kind", kind).admin(admin);
+    Front { gate: serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).start().unwrap(), admin }
+}
+
+impl Front {
+    /// Response body bytes that were copied, and that were spliced.
+    fn moved(&self) -> (u64, u64) {
+        let text = get(self.admin, "/metrics", None).unwrap().text();
+        let value = |path: &str| {
+            let name = format!("portcullis_response_bytes_total{{path=\"{path}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse::<u64>().unwrap()
+        };
+        (value("copy"), value("splice"))
+    }
+}
+
+fn ask(method: &str, target: &str, version: &str) -> String {
+    format!("{method} {target} HTTP/{version}\r\nHost: a\r\nAuthorization: {}\r\n\r\n", basic(CREDS))
+}
+
+fn all(addr: SocketAddr, request: &str) -> (String, bool) {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let (got, reset) = read_all(&mut stream);
+    (String::from_utf8_lossy(&got).into_owned(), reset)
+}
+
+#[test]
+fn a_blob_crosses_the_gate_without_one_byte_of_it_in_user_space() {
+    if misses(&[REGISTRY]) {
+        return;
+    }
+    let registry = Registry::start().unwrap();
+    let front = front(&registry.url(), "registry");
+    let addr = front.gate.addr();
+    let blob: Vec<u8> = (0..9_000_001_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let digest = format!("sha256:{}", sha256(&blob));
+    let mut connection = Connection::open(addr).unwrap();
+    let started = connection.exchange(ask("POST", "/v2/a/blobs/uploads/", "1.1")).unwrap();
+    assert_eq!(started.status, 202, "{}", started.text());
+    let place = started.field("location").unwrap();
+    let head = ask("PUT", &format!("{place}&digest={digest}"), "1.1");
+    let mut put = head.replace("\r\n\r\n", &format!("\r\nContent-Length: {}\r\n\r\n", blob.len())).into_bytes();
+    put.extend_from_slice(&blob);
+    assert_eq!(connection.exchange(&put).unwrap().status, 201);
+    let (copied, spliced) = front.moved();
+    // Over fresh connections and kept ones.
+    for n in 0..20_u64 {
+        let got = connection.exchange(ask("GET", &format!("/v2/a/blobs/{digest}"), "1.1")).unwrap();
+        assert!(got.status == 200 && got.body == blob, "{n}");
+        let wanted = (copied, spliced + (n + 1) * blob.len() as u64);
+        assert_eq!(front.moved(), wanted, "{n}");
+    }
+    // distribution answers with the length of the whole blob and a short text: the gate must neither hang nor mend it.
+    let range = ask("GET", &format!("/v2/a/blobs/{digest}"), "1.1").replace("\r\n\r\n", "\r\nRange: bytes=9999999-\r\n\r\n");
+    let (got, reset) = all(addr, &range);
+    assert!(got.starts_with("HTTP/1.1 416 ") && reset, "{got}");
+    assert!(front.gate.says("\"status\":416"), "{}", front.gate.log());
+    assert_eq!(get(addr, "/v2/", Some(CREDS)).unwrap().status, 200, "a healthy request afterwards");
+}
+
+#[test]
+fn a_body_that_ends_with_its_connection_is_chunked_for_those_who_know_chunks() {
+    let body = "0123456789abcdef".repeat(200_000);
+    let upstream = {
+        let body = body.clone();
+        Raw::start(move |_, mut stream| {
+            if !read_head(&mut stream).is_empty() {
+                say(&mut stream, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n");
+                say(&mut stream, &body);
+            }
+        })
+    };
+    let front = front(&upstream.url(), "http");
+    let mut connection = Connection::open(front.gate.addr()).unwrap();
+    for _ in 0..3 {
+        let got = connection.exchange(ask("GET", "/", "1.1")).unwrap();
+        assert_eq!(got.field("transfer-encoding"), Some("chunked"));
+        assert!(got.text() == body, "{} bytes", got.body.len());
+    }
+    let (copied, spliced) = front.moved();
+    assert_eq!(copied + spliced, 3 * body.len() as u64);
+    assert!(copied <= 3 * 16_384, "all but what came with the head is spliced: {copied}");
+    let (got, reset) = all(front.gate.addr(), &ask("GET", "/", "1.0"));
+    let (head, got) = got.split_once("\r\n\r\n").unwrap();
+    assert!(!reset && got == body && head.contains("Connection: close") && !head.contains("chunked"), "{head}");
+}
+
+#[test]
+fn a_cut_shows_whatever_the_framing_and_the_size() {
+    let large = "x".repeat(3_000_000);
+    for (fields, before, after) in [
+        ("", "", ""),
+        ("Content-Length: 9000000\r\n", "", ""),
+        ("Transfer-Encoding: chunked\r\n", "2dc6c0\r\n", "\r\n"),
+    ] {
+        for body in ["x", &large] {
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n{before}{body}{after}");
+            let upstream = Raw::start(move |_, mut stream| {
+                if !read_head(&mut stream).is_empty() {
+                    say(&mut stream, &text);
+                    // What is on its way already must have arrived, or the reset would take it back.
+                    thread::sleep(Duration::from_millis(200));
+                    reset(stream);
+                }
+            });
+            let front = front(&upstream.url(), "http");
+            for version in ["1.1", "1.0"] {
+                let (got, reset) = all(front.gate.addr(), &ask("GET", "/", version));
+                assert!(got.starts_with("HTTP/1.1 200 ") || got.is_empty(), "{fields}: {}", &got[..got.len().min(200)]);
+                assert!(reset, "{fields:?} {version} {}: looks whole", body.len());
+                assert!(!got.ends_with("0\r\n\r\n"), "{fields:?} {version}");
+            }
+            assert!(front.gate.says("reading the body: "), "{}", front.gate.log());
+        }
+    }
+}
+
+#[test]
+fn a_killed_upstream_is_a_cut() {
+    if which("python3").is_none() {
+        return skips::skip("python3 is not installed");
+    }
+    for framing in ["length", "chunked"] {
+        let (dir, addr) = (scratch("killed").unwrap(), free_address().unwrap());
+        let script = dir.path().join("endless.py");
+        std::fs::write(&script, include_str!("peers/endless.py")).unwrap();
+        let serve = Cmd::new("python3").arg(&script).arg(addr.port().to_string()).arg(framing);
+        let mut upstream = Service::start("endless", serve, dir.path()).unwrap();
+        upstream.wait_listening(addr).unwrap();
+        let front = front(&format!("http://{addr}"), "http");
+        let mut streams: Vec<TcpStream> = ["1.1", "1.0"]
+            .map(|version| {
+                let mut stream = TcpStream::connect(front.gate.addr()).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                stream.write_all(ask("GET", "/", version).as_bytes()).unwrap();
+                let mut body = vec![0; 3_000_000];
+                stream.read_exact(&mut body).unwrap();
+                assert!(body.starts_with(b"HTTP/1.1 200 "));
+                stream
+            })
+            .into();
+        Cmd::new("kill").args(["-KILL", &upstream.pid().to_string()]).run().unwrap();
+        for stream in &mut streams {
+            let (rest, reset) = read_all(stream);
+            assert!(reset && !rest.ends_with(b"0\r\n\r\n"), "{framing}: {} more bytes", rest.len());
+        }
+        assert_eq!(get(front.gate.addr(), "/", Some(CREDS)).unwrap().status, 502);
+    }
+}
+
+#[test]
+fn who_sends_more_than_it_said_is_not_listened_to_again() {
+    for (method, answer, body) in [
+        ("GET", "200 OK\r\nContent-Length: 3", "abc"),
+        ("HEAD", "200 OK\r\nContent-Length: 3", ""),
+        ("GET", "204 No Content", ""),
+        ("GET", "304 Not Modified\r\nContent-Length: 3", ""),
+    ] {
+        let text = format!("HTTP/1.1 {answer}\r\n\r\n{body}HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled");
+        let upstream = Raw::start(move |_, mut stream| {
+            while !read_head(&mut stream).is_empty() {
+                say(&mut stream, &text);
+            }
+        });
+        let front = front(&upstream.url(), "http");
+        let mut connection = Connection::open(front.gate.addr()).unwrap();
+        let got = connection.exchange(ask(method, "/", "1.1")).unwrap();
+        assert_eq!(got.text(), body, "{method} {answer}");
+        assert!(connection.is_closed(), "{method} {answer}");
+        assert!(front.gate.says("more than its response has"), "{}", front.gate.log());
+        let before = upstream.connections();
+        assert_eq!(Connection::open(front.gate.addr()).unwrap().exchange(ask(method, "/", "1.1")).unwrap().text(), body);
+        assert_eq!(upstream.connections(), before + 1, "{method} {answer}: on a connection of its own");
+    }
+}
+
+#[test]
+fn a_flood_of_interim_answers_ends() {
+    let upstream = Raw::start(|_, mut stream| {
+        if !read_head(&mut stream).is_empty() {
+            while stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").is_ok() {}
+        }
+    });
+    let front = front(&upstream.url(), "http");
+    assert_eq!(get(front.gate.addr(), "/", Some(CREDS)).unwrap().status, 502);
+}
+
+/// An answer that comes while the request is on its way, for both framings of the request.
+#[test]
+fn an_early_answer_ends_an_endless_request() {
+    let upstream = Raw::start(|_, mut stream| {
+        if !read_head(&mut stream).is_empty() {
+            say(&mut stream, "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
+            // It goes on reading, as Go's server does for a while.
+            let mut piece = [0; 65536];
+            while matches!(stream.read(&mut piece), Ok(1..)) {}
+        }
+    });
+    let front = front(&upstream.url(), "http");
+    for framing in ["Content-Length: 1000000000000", "Transfer-Encoding: chunked"] {
+        let mut stream = TcpStream::connect(front.gate.addr()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(ask("PUT", "/", "1.1").replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n")).as_bytes()).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let sending = thread::spawn(move || {
+            let chunk = format!("10000\r\n{}\r\n", "x".repeat(65536));
+            while writer.write_all(chunk.as_bytes()).is_ok() {}
+        });
+        let got = String::from_utf8(read_until(&mut stream, b"\r\n\r\nno")).unwrap();
+        assert!(got.starts_with("HTTP/1.1 403 ") && got.contains("\r\nConnection: close\r\n"), "{framing}: {got}");
+        // The gate stops reading in the end, or the writer would never come back.
+        sending.join().unwrap();
+    }
+}
+
+#[test]
+fn an_echo_of_chunks_and_of_lengths_passes_both_ways_at_once() {
+    let upstream = Raw::start(|_, mut stream| {
+        let head = String::from_utf8_lossy(&read_head(&mut stream)).into_owned();
+        if head.is_empty() {
+            return;
+        }
+        let framing = head.lines().find(|line| line.starts_with("Content-Length") || line.starts_with("Transfer"));
+        say(&mut stream, &format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", framing.unwrap()));
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            if stream.write_all(&piece[..n]).is_err() {
+                return;
+            }
+        }
+    });
+    let front = front(&upstream.url(), "http");
+    let body = "0123456789abcdef".repeat(1_000_000);
+    for (framing, sent) in [
+        (format!("Content-Length: {}", body.len()), body.clone()),
+        ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())),
+    ] {
+        let mut connection = Connection::open(front.gate.addr()).unwrap();
+        let head = ask("POST", "/", "1.1").replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n"));
+        let mut writer = connection.socket().try_clone().unwrap();
+        let sending = thread::spawn(move || {
+            writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(sent.as_bytes())).unwrap();
+        });
+        assert!(connection.receive(false).unwrap().text() == body, "{framing}");
+        sending.join().unwrap();
+    }
+}
+
+#[test]
+fn where_no_pipe_is_to_be_had_bodies_are_copied() {
+    const SIZE: u64 = 5_000_000;
+    let upstream = Stub::start(|request| match request.target.as_str() {
+        "/small" => Reply::text(200, "small"),
+        _ => Reply::zeros(SIZE),
+    });
+    let upstream = upstream.unwrap();
+    let front = front(&upstream.url(), "http");
+    let mut connection = Connection::open(front.gate.addr()).unwrap();
+    assert_eq!(connection.exchange(ask("GET", "/small", "1.1")).unwrap().text(), "small");
+    // From here on it gets no further descriptor; both connections go on.
+    let pid = front.gate.pid().to_string();
+    Cmd::new("prlimit").args(["--pid", &pid, "--nofile=1:"]).run().unwrap();
+    assert_eq!(connection.exchange(ask("GET", "/", "1.1")).unwrap().body.len() as u64, SIZE);
+    Cmd::new("prlimit").args(["--pid", &pid, "--nofile=1024:"]).run().unwrap();
+    assert_eq!(front.moved(), (SIZE + 5, 0), "copied, not spliced");
+    assert_eq!(connection.exchange(ask("GET", "/", "1.1")).unwrap().body.len() as u64, SIZE);
+    assert!(front.moved().1 > 0, "spliced again");
+}
+
+#[test]
+fn a_slow_reader_holds_up_the_sender_and_not_the_gate() {
+    let (progress, sent) = channel();
+    let progress = Mutex::new(progress);
+    let upstream = Raw::start(move |_, mut stream| {
+        if read_head(&mut stream).is_empty() {
+            return;
+        }
+        say(&mut stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
+        let mut total = 0_u64;
+        while stream.write_all(chunk.as_bytes()).is_ok() {
+            total += 1 << 20;
+        }
+        let _ = progress.lock().unwrap().send(total);
+    });
+    let front = front(&upstream.url(), "http");
+    let before = front.gate.usage().unwrap().rss;
+    let mut stalled: Vec<TcpStream> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(front.gate.addr()).unwrap();
+            stream.write_all(ask("GET", "/", "1.1").as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    for _ in &stalled {
+        // The upstream could not send on for two seconds: everything between it and the client is full.
+        let total = sent.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(total < 64 << 20, "{total} bytes for a client that reads none");
+    }
+    let grown = front.gate.usage().unwrap().rss.saturating_sub(before);
+    assert!(grown < 32 << 20, "20 stalled clients cost {grown} bytes");
+    let _ = stalled.pop().unwrap().read(&mut [0; 10]).unwrap();
+}
