@@ -82,7 +82,8 @@ fn a_blob_crosses_the_gate_without_one_byte_of_it_in_user_space() {
         assert_eq!(front.moved(), wanted, "{n}");
     }
     // distribution answers with the length of the whole blob and a short text: the gate must neither hang nor mend it.
-    let range = ask("GET", &format!("/v2/a/blobs/{digest}"), "1.1").replace("\r\n\r\n", "\r\nRange: bytes=9999999-\r\n\r\n");
+    let range =
+        ask("GET", &format!("/v2/a/blobs/{digest}"), "1.1").replace("\r\n\r\n", "\r\nRange: bytes=9999999-\r\n\r\n");
     let (got, reset) = all(addr, &range);
     assert!(got.starts_with("HTTP/1.1 416 ") && reset, "{got}");
     assert!(front.gate.says("\"status\":416"), "{}", front.gate.log());
@@ -200,7 +201,10 @@ fn who_sends_more_than_it_said_is_not_listened_to_again() {
         assert!(connection.is_closed(), "{method} {answer}");
         assert!(front.gate.says("more than its response has"), "{}", front.gate.log());
         let before = upstream.connections();
-        assert_eq!(Connection::open(front.gate.addr()).unwrap().exchange(ask(method, "/", "1.1")).unwrap().text(), body);
+        assert_eq!(
+            Connection::open(front.gate.addr()).unwrap().exchange(ask(method, "/", "1.1")).unwrap().text(),
+            body
+        );
         assert_eq!(upstream.connections(), before + 1, "{method} {answer}: on a connection of its own");
     }
 }
@@ -231,7 +235,9 @@ fn an_early_answer_ends_an_endless_request() {
     for framing in ["Content-Length: 1000000000000", "Transfer-Encoding: chunked"] {
         let mut stream = TcpStream::connect(front.gate.addr()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.write_all(ask("PUT", "/", "1.1").replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n")).as_bytes()).unwrap();
+        stream
+            .write_all(ask("PUT", "/", "1.1").replace("\r\n\r\n", &format!("\r\n{framing}\r\n\r\n")).as_bytes())
+            .unwrap();
         let mut writer = stream.try_clone().unwrap();
         let sending = thread::spawn(move || {
             let chunk = format!("10000\r\n{}\r\n", "x".repeat(65536));

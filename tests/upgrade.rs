@@ -79,7 +79,11 @@ fn a_tunnel_opens_when_both_want_it_and_ends_half_by_half() {
     assert!(!reset && got == format!("{sent}late").as_bytes(), "{} bytes, reset: {reset}", got.len());
     let (received, back) = (sent.len(), sent.len() + "earlylate".len());
     assert!(gate.says(&format!("\"received\":{received}")), "{}", gate.log());
-    assert!(gate.log().contains(&format!("\"sent\":{back}")) && gate.log().contains("\"status\":101"), "{}", gate.log());
+    assert!(
+        gate.log().contains(&format!("\"sent\":{back}")) && gate.log().contains("\"status\":101"),
+        "{}",
+        gate.log()
+    );
     assert!(gate.log().contains("\"relay\":\"splice\""), "{}", gate.log());
 }
 

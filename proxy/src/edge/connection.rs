@@ -87,7 +87,8 @@ pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Se
         None => Stream::plain(socket),
         Some(config) => {
             socket.expect_within(worker.shared.config.limits.tls_timeout);
-            match Stream::secure(socket, config, &mut read).await {
+            // In a box of its own, as below: most of a connection's life is idle, and has to be small.
+            match Box::pin(Stream::secure(socket, config, &mut read)).await {
                 Ok(stream) => stream,
                 Err(_) => return,
             }
@@ -95,7 +96,10 @@ pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Se
     };
     let client = Client { worker, stream, peer, settings };
     let last = loop {
-        match client.request(&mut read).await {
+        if read.is_empty() && !client.idle(&mut read).await {
+            break Next::Close;
+        }
+        match Box::pin(client.request(&mut read)).await {
             Next::KeepAlive if !worker.watch.draining() => {}
             Next::KeepAlive => break Next::Close,
             last => break last,
@@ -105,6 +109,18 @@ pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Se
 }
 
 impl Client<'_> {
+    /// Waits for the first byte of a request, without a buffer for it: most connections are idle most of the time. Says
+    /// whether one may come.
+    async fn idle(&self, read: &mut Vec<u8>) -> bool {
+        *read = Vec::new();
+        let socket = self.stream.socket();
+        socket.expect_within(self.worker.shared.config.limits.idle_timeout);
+        socket.set_idle(true);
+        let woken = self.stream.wait().await;
+        socket.set_idle(false);
+        woken.is_ok()
+    }
+
     /// Reads one request and answers it.
     async fn request(&self, read: &mut Vec<u8>) -> Next {
         let len = match self.head(read).await {
@@ -135,17 +151,6 @@ impl Client<'_> {
     async fn head(&self, read: &mut Vec<u8>) -> Result<Option<usize>, Failure> {
         let limits = &self.worker.shared.config.limits;
         let socket = self.stream.socket();
-        if read.is_empty() {
-            // Waiting costs no buffer: most connections are idle most of the time.
-            *read = Vec::new();
-            socket.expect_within(limits.idle_timeout);
-            socket.set_idle(true);
-            let woken = self.stream.wait().await;
-            socket.set_idle(false);
-            if woken.is_err() {
-                return Ok(None);
-            }
-        }
         socket.expect_within(limits.head_timeout);
         let mut seen = 0;
         loop {

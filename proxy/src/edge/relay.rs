@@ -175,13 +175,7 @@ impl Mover {
         Ok(())
     }
 
-    async fn copy(
-        &self,
-        body: &Body<'_>,
-        rest: &mut Rest,
-        read: &mut Vec<u8>,
-        turn: &mut Turn,
-    ) -> Result<(), Broken> {
+    async fn copy(&self, body: &Body<'_>, rest: &mut Rest, read: &mut Vec<u8>, turn: &mut Turn) -> Result<(), Broken> {
         let mut buffer = self.buffers.take();
         let most = rest.at_most(buffer.most());
         let n = body.receive(&mut buffer, most).await?;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use futures_channel::mpsc;
 use futures_util::StreamExt as _;
 
+use super::buffers::Buffers;
 use super::gate::{Backend, Gate};
 use super::guard::vouch::Voucher;
 use super::listener::{self, Bound};
-use super::buffers::Buffers;
 use super::relay::Mover;
 use super::sys::driver::Driver;
 use super::sys::pipe;
