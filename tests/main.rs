@@ -18,5 +18,6 @@ mod secrets;
 mod support;
 mod throttle;
 mod tidy;
+mod upstreams;
 mod verdicts;
 mod walkthrough;

@@ -66,6 +66,18 @@ pub struct Ticket {
     trial: bool,
 }
 
+impl Ticket {
+    /// A ticket of this era that is no trial; for one that is up, nothing has to be written down.
+    pub fn ordinary(era: u64) -> Self {
+        Self { era, trial: false }
+    }
+
+    /// Whether it is the trial of one that is out.
+    pub fn is_trial(&self) -> bool {
+        self.trial
+    }
+}
+
 /// What a witness changed; worth a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

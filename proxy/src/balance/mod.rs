@@ -31,13 +31,16 @@ impl Balance {
         Self { outstanding: vec![0; upstreams], turn: 0 }
     }
 
-    /// The upstream to send it to; none when all were tried. Where all are out, one of them: it may have come back.
-    pub fn choose(&mut self, wish: &Wish<'_>, standing: impl Fn(usize) -> Standing) -> Option<usize> {
+    /// The upstream to send it to, and how it stands; none when all were tried. Where all are out, one of them: it may have
+    /// come back.
+    pub fn choose(&mut self, wish: &Wish<'_>, standing: impl Fn(usize) -> Standing) -> Option<(usize, Standing)> {
         let count = self.outstanding.len();
         let untried = (0..count).map(|offset| (self.turn + offset) % count).filter(|index| !wish.tried.contains(index));
+        let standing = untried.map(|index| (index, standing(index)));
         // The first of the equal ones wins, and they come in turn.
-        let chosen = untried.min_by_key(|&index| (rank(standing(index), wish.repeatable), self.outstanding[index]))?;
-        self.turn = chosen + 1;
+        let key = |(index, standing): &(usize, Standing)| (rank(*standing, wish.repeatable), self.outstanding[*index]);
+        let chosen = standing.min_by_key(key)?;
+        self.turn = chosen.0 + 1;
         Some(chosen)
     }
 

@@ -14,7 +14,7 @@ const OVERDUE: Standing = Standing::Due { overdue: true };
 /// What `wish` chooses, eight times, when nothing is under way.
 fn choices(standings: &[Standing], wish: &Wish<'_>) -> Vec<usize> {
     let mut balance = Balance::new(standings.len());
-    (0..8).filter_map(|_| balance.choose(wish, |index| standings[index])).collect()
+    (0..8).filter_map(|_| balance.choose(wish, |index| standings[index])).map(|(index, _)| index).collect()
 }
 
 #[test]
@@ -31,14 +31,14 @@ fn the_least_busy_one_comes_first() {
         balance.begin(index);
     }
     let mut next = || {
-        let chosen = balance.choose(&GET, |_| Standing::Up).unwrap();
+        let (chosen, _) = balance.choose(&GET, |_| Standing::Up).unwrap();
         balance.begin(chosen);
         chosen
     };
     assert_eq!((0..5).map(|_| next()).collect::<Vec<_>>(), [1, 2, 0, 1, 2]);
     balance.end(0);
     balance.end(0);
-    assert_eq!(balance.choose(&GET, |_| Standing::Up), Some(0));
+    assert_eq!(balance.choose(&GET, |_| Standing::Up), Some((0, Standing::Up)));
     assert_eq!(balance.outstanding(0), 1);
 }
 
@@ -57,9 +57,9 @@ fn none_is_tried_twice_and_an_error_in_hand_is_no_worse_than_one_that_is_out() {
     use Standing::{Out, Up};
     let mut balance = Balance::new(3);
     let wish = Wish { tried: &[0, 1], ..GET };
-    assert_eq!(balance.choose(&wish, |_| Up), Some(2));
+    assert_eq!(balance.choose(&wish, |_| Up), Some((2, Up)));
     assert!(balance.has_better(&wish, |_| Up) && !balance.has_better(&wish, |_| Out));
-    assert_eq!(balance.choose(&wish, |_| Out), Some(2));
+    assert_eq!(balance.choose(&wish, |_| Out), Some((2, Out)));
     let wish = Wish { tried: &[0, 1, 2], ..GET };
     assert!(balance.choose(&wish, |_| Up).is_none() && !balance.has_better(&wish, |_| Up));
 }
@@ -130,7 +130,8 @@ fn what_began_before_says_nothing_about_now() {
 #[test]
 fn what_checks_call_sick_they_have_to_call_well() {
     let mut health = Health::new(TERMS);
-    let checks = [(false, None), (false, None), (true, None), (false, None), (false, None), (false, Some(Change::Sick))];
+    let checks =
+        [(false, None), (false, None), (true, None), (false, None), (false, None), (false, Some(Change::Sick))];
     for (well, change) in checks {
         assert_eq!(health.checked(well), change);
     }

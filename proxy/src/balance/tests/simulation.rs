@@ -102,7 +102,7 @@ impl World {
         loop {
             let wish = Wish { tried: &tried, repeatable };
             let standings: Vec<Standing> = (0..self.upstreams.len()).map(|index| self.standing(index)).collect();
-            let Some(chosen) = self.balance.choose(&wish, |index| standings[index]) else {
+            let Some((chosen, _)) = self.balance.choose(&wish, |index| standings[index]) else {
                 assert_eq!(tried.len(), self.upstreams.len(), "given up before all were tried");
                 return;
             };
@@ -199,7 +199,7 @@ impl World {
             self.now += TERMS.longest;
             let wish = Wish { tried: &[], repeatable };
             let standings: Vec<Standing> = (0..used.len()).map(|index| self.standing(index)).collect();
-            let chosen = self.balance.choose(&wish, |index| standings[index]).expect("there is one");
+            let (chosen, _) = self.balance.choose(&wish, |index| standings[index]).expect("there is one");
             used[chosen] += 1;
             assert!(self.attempt(chosen, standings[chosen], repeatable));
             while !self.open.is_empty() {
