@@ -21,5 +21,6 @@ mod support;
 mod throttle;
 mod tidy;
 mod upgrade;
+mod upstreams;
 mod verdicts;
 mod walkthrough;

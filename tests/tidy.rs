@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::support::text_files;
 
 /// Rooms of the core: no sockets, files, threads, clocks or random numbers. Plain addresses are values, not sockets.
-const CORE: [&str; 8] = ["config", "http", "registry", "auth", "policy", "verdict", "limit", "forward"];
+const CORE: [&str; 9] = ["balance", "config", "http", "registry", "auth", "policy", "verdict", "limit", "forward"];
 const FORBIDDEN_IN_CORE: [&str; 19] = [
     "crate::edge",
     "crate::cli",
@@ -28,7 +28,8 @@ const FORBIDDEN_IN_CORE: [&str; 19] = [
     "libc",
 ];
 /// Room → rooms it may not name.
-const DIRECTIONS: [(&str, &[&str]); 7] = [
+const DIRECTIONS: [(&str, &[&str]); 8] = [
+    ("balance", &["http", "registry", "auth", "policy", "verdict", "forward", "config"]),
     ("http", &["registry", "auth", "policy", "verdict", "forward", "config"]),
     ("registry", &["auth", "policy", "verdict", "forward", "config"]),
     ("auth", &["registry", "policy", "verdict", "forward", "config"]),

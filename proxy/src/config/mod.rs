@@ -208,6 +208,16 @@ pub struct Limits {
     pub failed_login_delay: Duration,
     /// How long an unused upstream connection is kept; must stay below the registry's own. Default 30 s.
     pub upstream_idle: Duration,
+    /// How long after a request's first attempt it may still go to another upstream. Default 30 s.
+    pub retry_timeout: Duration,
+    /// How often the names of upstreams are looked up again. Default 30 s.
+    pub resolve_interval: Duration,
+    /// How often each of several upstreams is checked; zero: never. Default 10 s.
+    pub health_interval: Duration,
+    /// Failures in a row, of requests or of checks, after which an upstream is out. Default 3.
+    pub health_failures: usize,
+    /// Good checks in a row after which one that failed its checks is used again. Default 2.
+    pub health_successes: usize,
     /// How long open exchanges may go on after a stop was asked for. Default 30 s.
     pub drain_timeout: Duration,
     /// How long nothing may move through a tunnel (an upgraded connection). Default 300 s.
@@ -276,6 +286,11 @@ impl Default for Limits {
             failed_logins: 10,
             failed_login_delay: Duration::from_secs(1),
             upstream_idle: Duration::from_secs(30),
+            retry_timeout: Duration::from_secs(30),
+            resolve_interval: Duration::from_secs(30),
+            health_interval: Duration::from_secs(10),
+            health_failures: 3,
+            health_successes: 2,
             drain_timeout: Duration::from_secs(30),
             tunnel_timeout: Duration::from_secs(300),
             hash_threads: 2,

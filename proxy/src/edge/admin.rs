@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
+use super::balance;
 use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
@@ -127,5 +128,6 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
     let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
     family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
+    balance::metrics(&shared.sites, &mut out);
     out
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::auth::Principal;
+use crate::balance::idle::Need;
 use crate::forward::{Downstream, assertions};
 use crate::http::chunked::Decoder;
 use crate::http::fields::tokens;
@@ -72,7 +73,7 @@ struct Reply {
 /// A kept connection may have been closed just now: a question may be asked twice, so it is tried again on a new one.
 async fn exchange(pool: &Pool, wire: &[u8], told: &[String]) -> Result<Reply, &'static str> {
     const UNREACHABLE: &str = "the auth backend cannot be reached";
-    let mut connection = pool.get().await.map_err(|_| UNREACHABLE)?;
+    let mut connection = pool.get(Need::Any).await.map_err(|_| UNREACHABLE)?;
     if connection.reused {
         match attempt(&mut connection, wire, told).await {
             Ok((reply, keep)) => return Ok(finish(pool, connection, reply, keep)),

@@ -189,7 +189,9 @@ impl Client<'_> {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),
             told: &self.worker.shared.config.auth.copy_headers,
-            host: head.host.unwrap_or_else(|| plan.site(&self.worker.shared.sites).services[0].authority.as_ref()),
+            host: head
+                .host
+                .unwrap_or_else(|| plan.site(&self.worker.shared.sites).upstreams[0].service.authority.as_ref()),
         };
         match self.verdict(head, &plan, &from, record).await {
             Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
+use super::balance::{Lease, Tries, Upstreams, is_failure};
 use super::connection::{Body, Client, Next};
 use super::plan::Plan;
 use super::relay::{self, Broken, Moved};
 use super::stream::Stream;
 use super::telemetry::{Counters, Record};
 use super::tunnel;
-use super::upstream::{Connection, NoResponse, Pool, response_head};
+use super::upstream::{Connection, NoResponse, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
 use crate::http::head::{self, ResponseHead};
 use crate::http::{Framing, Reject, RequestHead};
@@ -86,11 +87,11 @@ pub async fn run(
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
     let switched = Cell::default();
     let exchange = Exchange { client, head, from, public_url, oci: plan.oci, is_blob: plan.is_blob, wire, switched };
-    let pools = &client.worker.upstreams[plan.site];
+    let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
-        exchange.without_body(pools, record).await
+        exchange.without_body(upstreams, record).await
     } else {
-        exchange.with_body(pools, read, record).await
+        exchange.with_body(upstreams, read, record).await
     };
     if let Some((mut up, len)) = exchange.switched.take() {
         let rest = up.read.split_off(len);
@@ -123,35 +124,41 @@ impl Exchange<'_> {
     }
 
     /// A request without a body: it may be sent again while no response has come, if it changes nothing.
-    async fn without_body(&self, pools: &[Pool], record: &mut Record) -> Result<Next, Failed> {
+    async fn without_body(&self, upstreams: &Upstreams, record: &mut Record) -> Result<Next, Failed> {
         let safe = matches!(self.head.method, "GET" | "HEAD");
-        let mut last = cannot_connect(&io::ErrorKind::AddrNotAvailable.into());
-        for (tried, pool) in in_turn(pools).enumerate() {
-            let more = tried + 1 < pools.len();
-            match self.once(pool, safe, more, record).await {
-                Err(failed @ Failed::Retry(_)) => last = failed,
+        let (mut tries, mut failures) = (upstreams.tries(safe), None);
+        while let Some(lease) = tries.attempt() {
+            match blame(&lease, self.once(&lease, safe, &tries, record).await) {
+                Err(Failed::Retry(cause)) => failures = Some(cause.after(failures, &lease)),
                 done => return done,
             }
         }
-        Err(last)
+        Err(given_up(failures))
     }
 
     /// One upstream; a kept connection that turns out to be dead is replaced by a new one.
-    async fn once(&self, pool: &Pool, safe: bool, more: bool, record: &mut Record) -> Result<Next, Failed> {
-        let mut up = pool.get().await.map_err(|error| cannot_connect(&error))?;
+    async fn once(
+        &self,
+        lease: &Lease<'_>,
+        safe: bool,
+        tries: &Tries<'_>,
+        record: &mut Record,
+    ) -> Result<Next, Failed> {
+        let mut up = lease.connection().await.map_err(|error| cannot_connect(&error))?;
         loop {
             match self.ask(&mut up).await {
                 Ok(len) => {
-                    if safe && more && matches!(status(&up.read), Some(500 | 502 | 503 | 504)) {
+                    let status = status(&up.read).filter(|status| safe && is_failure(*status));
+                    if let Some(status) = status.filter(|_| tries.has_better()) {
                         return Err(Failed::Retry(Cause {
                             failure: Failure::BadGateway("the service behind this gate failed"),
-                            why: "the upstream answered with a server error".to_owned(),
+                            why: format!("it answers {status}"),
                         }));
                     }
-                    return Ok(self.respond(pool, up, len, record).await);
+                    return Ok(self.respond(lease, up, len, record).await);
                 }
                 Err(NoResponse::Lost { silent: true, .. }) if up.reused && safe => {
-                    up = pool.connect().await.map_err(|error| cannot_connect(&error))?;
+                    up = lease.connect().await.map_err(|error| cannot_connect(&error))?;
                 }
                 Err(error) if safe => return Err(Failed::Retry(no_response(&error))),
                 Err(error) => return Err(Failed::Final(no_response(&error))),
@@ -168,20 +175,21 @@ impl Exchange<'_> {
     }
 
     /// A request with a body: it goes to the first upstream that takes the connection, and never twice.
-    async fn with_body(&self, pools: &[Pool], read: &mut Vec<u8>, record: &mut Record) -> Result<Next, Failed> {
-        let mut last = cannot_connect(&io::ErrorKind::AddrNotAvailable.into());
-        for pool in in_turn(pools) {
-            match pool.get().await {
-                Ok(up) => return self.upload(pool, up, read, record).await,
-                Err(error) => last = cannot_connect(&error),
+    async fn with_body(&self, upstreams: &Upstreams, read: &mut Vec<u8>, record: &mut Record) -> Result<Next, Failed> {
+        let (mut tries, mut failures) = (upstreams.tries(false), None);
+        while let Some(lease) = tries.attempt() {
+            match blame(&lease, lease.connection().await.map_err(|error| cannot_connect(&error))) {
+                Ok(up) => return blame(&lease, self.upload(&lease, up, read, record).await),
+                Err(Failed::Retry(cause)) => failures = Some(cause.after(failures, &lease)),
+                Err(failed) => return Err(failed),
             }
         }
-        Err(last)
+        Err(given_up(failures))
     }
 
     async fn upload(
         &self,
-        pool: &Pool,
+        lease: &Lease<'_>,
         mut up: Connection,
         read: &mut Vec<u8>,
         record: &mut Record,
@@ -191,12 +199,12 @@ impl Exchange<'_> {
             stream.write_all(CONTINUE).await.map_err(|error| Failed::Client(error.to_string()))?;
         }
         let received = Moved::default();
-        let sent = self.send_and_await(pool, &mut up, &received, read, record).await;
+        let sent = self.send_and_await(lease, &mut up, &received, read, record).await;
         record.received = received.total();
         match sent? {
-            Sent::Whole(len) => Ok(self.respond(pool, up, len, record).await),
+            Sent::Whole(len) => Ok(self.respond(lease, up, len, record).await),
             Sent::CutShort(len) => {
-                let (next, _) = self.respond_over(pool, &up.stream, &mut up.read, len, false, record).await;
+                let (next, _) = self.respond_over(lease, &up.stream, &mut up.read, len, false, record).await;
                 Ok(linger(next))
             }
             Sent::Answered(next) => Ok(linger(next)),
@@ -207,7 +215,7 @@ impl Exchange<'_> {
     /// rest of the request is still on its way: side by side, or a service that echoes would fill up both directions.
     async fn send_and_await(
         &self,
-        pool: &Pool,
+        lease: &Lease<'_>,
         up: &mut Connection,
         received: &Moved,
         read: &mut Vec<u8>,
@@ -240,7 +248,7 @@ impl Exchange<'_> {
             }
         };
         let len = len.map_err(|error| Failed::Final(no_response(&error)))?;
-        let mut responding = pin!(self.respond_over(pool, upstream, answer, len, false, record));
+        let mut responding = pin!(self.respond_over(lease, upstream, answer, len, false, record));
         let (next, _) = match select(responding.as_mut(), sending.as_mut()).await {
             // When the response is out, the rest of the request has no one to go to.
             Either::Left((done, _)) => done,
@@ -261,18 +269,19 @@ impl Exchange<'_> {
     }
 
     /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
-    async fn respond(&self, pool: &Pool, mut up: Connection, len: usize, record: &mut Record) -> Next {
+    async fn respond(&self, lease: &Lease<'_>, mut up: Connection, len: usize, record: &mut Record) -> Next {
         if let Some(protocol) = self.head.switches_to()
             && head::response(&up.read[..len], self.head.method).is_ok_and(|answer| answer.switched_to(protocol))
         {
+            lease.answered(101);
             record.status = 101;
-            record.upstream = Some(pool.service().authority.clone());
+            record.upstream = Some(lease.service().authority.clone());
             self.switched.set(Some((up, len)));
             return Next::Close;
         }
-        let (next, keep) = self.respond_over(pool, &up.stream, &mut up.read, len, true, record).await;
+        let (next, keep) = self.respond_over(lease, &up.stream, &mut up.read, len, true, record).await;
         if keep {
-            pool.put(up);
+            lease.put(up);
         }
         next
     }
@@ -281,7 +290,7 @@ impl Exchange<'_> {
     /// says whether the request has been read to its end.
     async fn respond_over(
         &self,
-        pool: &Pool,
+        lease: &Lease<'_>,
         upstream: &Stream,
         read: &mut Vec<u8>,
         len: usize,
@@ -294,6 +303,7 @@ impl Exchange<'_> {
             Ok(response) if response.status != 101 => response,
             _ => {
                 let (cause, mut nothing) = (no_response(&NoResponse::Invalid(Reject::Version)), Vec::new());
+                lease.failed("its response head is not one that can be relayed");
                 record.error = Some("the upstream's response head is not one that can be relayed".to_owned());
                 // An upstream that changes the protocol unasked may have meant the next bytes of the client for it.
                 let body = Body::Begun;
@@ -304,8 +314,9 @@ impl Exchange<'_> {
         let keep_alive = whole && self.head.keep_alive && !self.client.worker.watch.draining();
         let plan = forward::plan_response(&response, self.head.version, keep_alive);
         record.status = response.status;
-        record.upstream = Some(pool.service().authority.clone());
-        match self.relay(&response, &plan, pool, upstream, read, record).await {
+        lease.answered(response.status);
+        record.upstream = Some(lease.service().authority.clone());
+        match self.relay(&response, &plan, lease, upstream, read, record).await {
             Ok(()) if !read.is_empty() => {
                 // Who miscounts once is not believed again: nobody knows whose bytes these are.
                 record.error = Some("the upstream sent more than its response has".to_owned());
@@ -323,12 +334,12 @@ impl Exchange<'_> {
         &self,
         response: &ResponseHead<'_>,
         plan: &ResponsePlan,
-        pool: &Pool,
+        lease: &Lease<'_>,
         upstream: &Stream,
         read: &mut Vec<u8>,
         record: &mut Record,
     ) -> Result<(), Broken> {
-        let own = OwnOrigin { authorities: [&pool.service().authority, self.from.host], public_url: self.public_url };
+        let own = OwnOrigin { authorities: [&lease.service().authority, self.from.host], public_url: self.public_url };
         let mut out = Vec::with_capacity(1024);
         forward::response_head(response, plan, self.head.version, &own, &mut out);
         let sent = Moved::default();
@@ -349,10 +360,27 @@ impl Exchange<'_> {
     }
 }
 
-/// The site's upstreams, each once, beginning with another one each time.
-fn in_turn(pools: &[Pool]) -> impl Iterator<Item = &Pool> {
-    let first = pools.first().map_or(0, Pool::next_turn);
-    (0..pools.len()).map(move |offset| &pools[first.wrapping_add(offset) % pools.len()])
+impl Cause {
+    /// This cause after those of the attempts before it.
+    fn after(self, earlier: Option<Cause>, lease: &Lease<'_>) -> Self {
+        let earlier = earlier.map(|earlier| earlier.why + "; ").unwrap_or_default();
+        Self { why: format!("{earlier}{}: {}", lease.service().url, self.why), failure: self.failure }
+    }
+}
+
+/// What is left when no upstream could be asked with success.
+fn given_up(failures: Option<Cause>) -> Failed {
+    failures.map_or_else(|| cannot_connect(&io::ErrorKind::AddrNotAvailable.into()), Failed::Retry)
+}
+
+/// Tells of a failure that was the upstream's; a client's malformed body is not.
+fn blame<T>(lease: &Lease<'_>, result: Result<T, Failed>) -> Result<T, Failed> {
+    if let Err(Failed::Retry(cause) | Failed::Final(cause)) = &result
+        && matches!(cause.failure, Failure::BadGateway(_) | Failure::GatewayTimeout)
+    {
+        lease.failed(&cause.why);
+    }
+    result
 }
 
 /// The status of a response head that [`response_head`] found.

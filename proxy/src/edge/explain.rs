@@ -213,7 +213,7 @@ impl Case<'_> {
 
 /// A site whose upstreams nobody looks up: nothing is sent there.
 fn unresolved(site: &crate::config::Site) -> Site {
-    Site { hosts: site.hosts.clone(), kind: site.kind, public_url: site.public_url.clone(), services: Vec::new() }
+    Site { hosts: site.hosts.clone(), kind: site.kind, public_url: site.public_url.clone(), upstreams: Vec::new() }
 }
 
 fn describe(site: &crate::config::Site) -> String {

@@ -5,6 +5,7 @@
 //! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies
 //!   between them, with [`buffers`] where it must copy; [`tunnel`] is what an upgraded connection becomes
+//! * [`balance`] chooses among several upstreams, [`health`] checks them, [`names`] follows their addresses
 //! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
 //! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it and takes [`revoke`]
 //! * [`guard`] loads the eBPF programs; [`user`], [`auth_service`], [`explain`] and [`files`] serve their commands
@@ -14,6 +15,7 @@ pub mod admin;
 pub mod attempts;
 pub mod auth_backend;
 pub mod auth_service;
+pub mod balance;
 pub mod buffers;
 pub mod connection;
 pub mod exchange;
@@ -22,7 +24,9 @@ pub mod files;
 pub mod gate;
 pub mod guard;
 pub mod hashing;
+pub mod health;
 pub mod listener;
+pub mod names;
 pub mod origins;
 pub mod plan;
 pub mod relay;

@@ -104,7 +104,7 @@ mod tests {
 
     fn site(hosts: &[&str], kind: Kind) -> Site {
         let hosts = hosts.iter().map(ToString::to_string).collect();
-        Site { hosts, kind, public_url: None, services: Vec::new() }
+        Site { hosts, kind, public_url: None, upstreams: Vec::new() }
     }
 
     #[test]

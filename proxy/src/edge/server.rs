@@ -20,12 +20,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::admin;
 use super::attempts::Attempts;
+use super::balance::Upstream;
 use super::files::load_htpasswd;
 use super::gate::{Gate, Parts};
 use super::guard::vouch::Voucher;
 use super::hashing::Hashers;
+use super::health;
 use super::listener::{Bound, Settings};
-use super::origins::{self, Roots, resolve};
+use super::names::{self, Name};
+use super::origins::{self, Finder};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
 use super::sys::socket;
@@ -50,12 +53,14 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
-    let shared = prepare(config, voucher)?;
+    let (shared, names) = prepare(config, voucher)?;
     origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
     abort_on_panic();
     watch_htpasswd(&shared)?;
+    names::keep_fresh(names, shared.config.limits.resolve_interval).context("cannot start a thread for names")?;
+    health::start(&shared).context("cannot start the health checks")?;
     let (threads, senders, driver) = start(&shared, bound)?;
     admin::start(admin, Arc::clone(&shared), driver)?;
     announce(&shared, workers, driver);
@@ -162,25 +167,28 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
     }
 }
 
-fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<Shared>> {
+type Prepared = (Arc<Shared>, Vec<Arc<Name>>);
+
+fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Prepared> {
     let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
     rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty()).context("no random numbers")?;
-    let mut roots = Roots::new(config.upstream_ca.as_deref());
+    let mut finder = Finder::new(config.upstream_ca.as_deref());
     let mut sites = Vec::new();
     for site in &config.sites {
         sites.push(Site {
             hosts: site.hosts.clone(),
             kind: site.kind,
             public_url: site.public_url.clone(),
-            services: site.upstreams.iter().map(|origin| resolve(origin, &mut roots)).collect::<anyhow::Result<_>>()?,
+            upstreams: Upstream::site(finder.all(&site.upstreams)?, &config.limits),
         });
     }
     let backend = match &config.auth.backend {
-        Some(backend) => Some((resolve(&backend.origin, &mut roots)?, backend.path.clone())),
+        Some(backend) => Some((finder.one(&backend.origin)?, backend.path.clone())),
         None => None,
     };
+    let names = finder.names();
     let log = Log::prepare(&config.access_log).map_err(|error| anyhow!("cannot open the access log: {error}"))?;
     let gate = Gate::new(Parts {
         secret,
@@ -194,7 +202,7 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
     let peers = Peers::new(config.limits.connections_per_peer);
-    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, peers, counters, draining }))
+    Ok((Arc::new(Shared { config, sites, gate, backend, voucher, log, peers, counters, draining }), names))
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
@@ -323,6 +331,6 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// One line on standard error.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "portcullis: {line}");
 }

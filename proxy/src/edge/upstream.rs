@@ -1,19 +1,22 @@
 //! The upstream side: connections to a service, kept for the next exchange, and the heads that come back.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::guard::vouch::Voucher;
+use super::names::Name;
 use super::stream::Stream;
 use super::sys::socket::{Socket, unconnected};
 use super::tls::Trust;
 use super::watch::Watch;
+use crate::balance::idle::{Idle, Need};
+use crate::config::Limits;
 use crate::http::head;
 use crate::limit::Millis;
 
@@ -23,7 +26,10 @@ const KEPT: usize = 256;
 /// Bytes asked for at once while a head is awaited.
 const HEAD_READ: usize = 16 * 1024;
 
-/// Where a service listens, resolved.
+/// How long an address that took no connection is the last one to be tried.
+const AVOIDED: Millis = 10_000;
+
+/// Where a service listens.
 #[derive(Debug, Clone)]
 pub struct Service {
     /// The configured URL, for messages.
@@ -32,8 +38,23 @@ pub struct Service {
     pub authority: Arc<str>,
     /// Whom it has to prove to be; none: it speaks plain HTTP.
     pub trust: Option<Trust>,
-    /// Its addresses in the resolver's order.
-    pub addresses: Arc<[SocketAddr]>,
+    /// Its addresses, as they are now.
+    pub name: Arc<Name>,
+}
+
+/// What one worker counts of one upstream. Only that worker writes.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Attempts: requests that were to go there.
+    pub requests: AtomicU64,
+    /// Attempts that failed by the upstream's fault.
+    pub failures: AtomicU64,
+    /// Connections made.
+    pub opened: AtomicU64,
+    /// Exchanges under way, now.
+    pub busy: AtomicU64,
+    /// Connections between two exchanges, now.
+    pub idle: AtomicU64,
 }
 
 /// How a worker reaches one service.
@@ -42,11 +63,19 @@ pub struct Pool {
     watch: Rc<Watch>,
     voucher: Option<Arc<Voucher>>,
     connect_timeout: Duration,
-    idle_ttl: Millis,
-    /// The most recently used at the back: the oldest may fall idle and go.
-    idle: RefCell<VecDeque<(Stream, Millis)>>,
+    tally: Arc<Tally>,
+    idle: RefCell<Idle<Kept>>,
+    /// The addresses as last seen, with their version.
+    addresses: RefCell<(Option<u64>, Arc<[SocketAddr]>)>,
     next_address: Cell<usize>,
-    turn: Cell<usize>,
+    /// Addresses that took no connection, and when.
+    avoided: RefCell<Vec<(SocketAddr, Millis)>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    stream: Stream,
+    address: SocketAddr,
 }
 
 impl std::fmt::Debug for Pool {
@@ -60,6 +89,8 @@ impl std::fmt::Debug for Pool {
 pub struct Connection {
     /// The connection itself.
     pub stream: Stream,
+    /// Where it leads.
+    pub address: SocketAddr,
     /// Whether an exchange went over it before: then it may have been closed while our request was on its way.
     pub reused: bool,
     /// Bytes read and not yet dealt with.
@@ -87,16 +118,12 @@ pub enum NoResponse {
 
 impl Pool {
     /// A pool without connections.
-    pub fn new(
-        service: Service,
-        watch: Rc<Watch>,
-        voucher: Option<Arc<Voucher>>,
-        connect_timeout: Duration,
-        idle_ttl: Duration,
-    ) -> Self {
-        let idle_ttl = Millis::try_from(idle_ttl.as_millis()).unwrap_or(Millis::MAX);
-        let (idle, next_address, turn) = Default::default();
-        Self { service, watch, voucher, connect_timeout, idle_ttl, idle, next_address, turn }
+    pub fn new(service: Service, watch: Rc<Watch>, voucher: Option<Arc<Voucher>>, limits: &Limits) -> Self {
+        let ttl = Millis::try_from(limits.upstream_idle.as_millis()).unwrap_or(Millis::MAX);
+        let (tally, next_address, avoided) = Default::default();
+        let (idle, addresses) = (RefCell::new(Idle::new(KEPT, ttl)), RefCell::new((None, Arc::default())));
+        let connect_timeout = limits.connect_timeout;
+        Self { service, watch, voucher, connect_timeout, tally, idle, addresses, next_address, avoided }
     }
 
     /// The service that it leads to.
@@ -104,45 +131,69 @@ impl Pool {
         &self.service
     }
 
-    /// Counts up: which of several upstreams is first in turn.
-    pub fn next_turn(&self) -> usize {
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        turn
+    /// What is counted here.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 
-    /// An idle connection that still lives, else a new one.
+    /// An idle connection that still lives and serves the need, else a new one.
     ///
     /// # Errors
     /// As [`Pool::connect`].
-    pub async fn get(&self) -> io::Result<Connection> {
-        let oldest = self.watch.coarse_now().saturating_sub(self.idle_ttl);
-        loop {
-            let Some((stream, since)) = self.idle.borrow_mut().pop_back() else { break };
-            if since >= oldest && stream.socket().is_quiet() {
-                return Ok(Connection { stream, reused: true, read: Vec::new() });
-            }
+    pub async fn get(&self, need: Need) -> io::Result<Connection> {
+        self.follow();
+        let taken = self.idle.borrow_mut().take(need, self.watch.coarse_now(), Kept::is_alive);
+        self.count_idle();
+        match taken {
+            Some(Kept { stream, address }) => Ok(Connection { stream, address, reused: true, read: Vec::new() }),
+            None => self.connect().await,
         }
-        self.connect().await
     }
 
     /// A new connection, to the first of the service's addresses that takes one.
     ///
     /// # Errors
-    /// The last address's error; `TimedOut` after the connect timeout for each.
+    /// The last address's error. Each has the connect timeout, and all together no more than twice that.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let addresses = &self.service.addresses;
-        let first = self.next_address.get();
-        self.next_address.set(first.wrapping_add(1));
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for offset in 0..addresses.len() {
-            let address = addresses[first.wrapping_add(offset) % addresses.len()];
-            match self.connect_to(address).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
+        let patience = Millis::try_from(self.connect_timeout.as_millis()).unwrap_or(Millis::MAX).saturating_mul(2);
+        let until = self.watch.now().saturating_add(patience);
+        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "its name is not found");
+        for (tried, address) in self.in_order().into_iter().enumerate() {
+            if tried > 0 && self.watch.now() >= until {
+                break;
+            }
+            let result = self.connect_to(address).await;
+            let mut avoided = self.avoided.borrow_mut();
+            avoided.retain(|(known, _)| *known != address);
+            match result {
+                Ok(connection) => {
+                    self.tally.opened.fetch_add(1, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    avoided.push((address, self.watch.now()));
+                    last = error;
+                }
             }
         }
         Err(last)
+    }
+
+    /// The addresses, beginning with another one each time; those that took no connection lately come last.
+    fn in_order(&self) -> Vec<SocketAddr> {
+        self.follow();
+        let mut addresses = self.addresses.borrow().1.to_vec();
+        let first = self.next_address.get();
+        self.next_address.set(first.wrapping_add(1));
+        let count = addresses.len();
+        if count > 1 {
+            addresses.rotate_left(first % count);
+            let oldest = self.watch.now().saturating_sub(AVOIDED);
+            let mut avoided = self.avoided.borrow_mut();
+            avoided.retain(|(_, since)| *since >= oldest);
+            addresses.sort_by_key(|address| avoided.iter().any(|(known, _)| known == address));
+        }
+        addresses
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<Connection> {
@@ -162,29 +213,48 @@ impl Pool {
                 Stream::trusting(socket, trust, &mut read).await?
             }
         };
-        Ok(Connection { stream, reused: false, read })
+        Ok(Connection { stream, address, reused: false, read })
     }
 
     /// Keeps a connection whose last exchange ended cleanly.
     pub fn put(&self, connection: Connection) {
-        if !connection.read.is_empty() || connection.stream.socket().expired() || self.watch.draining() {
+        self.follow();
+        let Connection { stream, address, read, .. } = connection;
+        let known = self.addresses.borrow().1.contains(&address);
+        if !known || !read.is_empty() || stream.socket().expired() || self.watch.draining() {
             return;
         }
-        connection.stream.socket().expect_nothing();
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() == KEPT {
-            idle.pop_front();
-        }
-        idle.push_back((connection.stream, self.watch.coarse_now()));
+        stream.socket().expect_nothing();
+        self.idle.borrow_mut().put(Kept { stream, address }, self.watch.coarse_now());
+        self.count_idle();
     }
 
-    /// Closes the connections that were idle for too long.
+    /// Closes the connections that were idle for too long, and those that the other end closed.
     pub fn sweep(&self) {
-        let oldest = self.watch.coarse_now().saturating_sub(self.idle_ttl);
-        let mut idle = self.idle.borrow_mut();
-        while idle.front().is_some_and(|(_, since)| *since < oldest) {
-            idle.pop_front();
+        self.follow();
+        self.idle.borrow_mut().sweep(self.watch.coarse_now(), Kept::is_alive);
+        self.count_idle();
+    }
+
+    /// Takes the service's addresses when they have changed, and lets go of connections to those that are gone.
+    fn follow(&self) {
+        if self.addresses.borrow().0 == Some(self.service.name.version()) {
+            return;
         }
+        let (version, addresses) = self.service.name.addresses();
+        self.idle.borrow_mut().sweep(self.watch.coarse_now(), |kept| addresses.contains(&kept.address));
+        *self.addresses.borrow_mut() = (Some(version), addresses);
+    }
+
+    fn count_idle(&self) {
+        self.tally.idle.store(self.idle.borrow().len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Kept {
+    /// Open, and without a byte that nobody asked for.
+    fn is_alive(&self) -> bool {
+        self.stream.socket().is_quiet()
     }
 }
 

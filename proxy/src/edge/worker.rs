@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_channel::mpsc;
 use futures_util::StreamExt as _;
 
+use super::balance::{Upstream, Upstreams};
 use super::buffers::Buffers;
 use super::gate::{Backend, Gate};
 use super::guard::vouch::Voucher;
@@ -35,8 +36,8 @@ pub struct Site {
     pub kind: Kind,
     /// How clients reach the site.
     pub public_url: Option<String>,
-    /// Where the upstreams listen.
-    pub services: Vec<Service>,
+    /// The upstreams, at least one.
+    pub upstreams: Vec<Arc<Upstream>>,
 }
 
 /// What all workers share.
@@ -71,8 +72,8 @@ pub struct Worker {
     pub watch: Rc<Watch>,
     /// How it moves bodies.
     pub mover: Mover,
-    /// Connections to each site's upstreams.
-    pub upstreams: Vec<Vec<Pool>>,
+    /// The way to each site's upstreams.
+    pub upstreams: Vec<Upstreams>,
     /// Connections to the auth backend.
     pub backend: Option<Backend>,
 }
@@ -86,12 +87,10 @@ impl Worker {
         let config = &shared.config;
         let window = Millis::try_from(config.limits.rate_window.as_millis()).unwrap_or(Millis::MAX);
         let watch = Watch::new(MinimumRate { bytes_per_second: config.limits.min_rate, window });
-        let pool = |service: &Service| {
-            let limits = &config.limits;
-            let voucher = shared.voucher.clone();
-            Pool::new(service.clone(), Rc::clone(&watch), voucher, limits.connect_timeout, limits.upstream_idle)
-        };
-        let upstreams = shared.sites.iter().map(|site| site.services.iter().map(pool).collect()).collect();
+        let pool =
+            |service: &Service| Pool::new(service.clone(), Rc::clone(&watch), shared.voucher.clone(), &config.limits);
+        let upstreams = |site| Upstreams::new(site, Rc::clone(&watch), &config.limits, pool);
+        let upstreams = shared.sites.iter().map(upstreams).collect();
         let backend =
             shared.backend.as_ref().map(|(service, path)| Backend { pool: pool(service), path: path.clone() });
         let mover = Mover {
@@ -105,11 +104,8 @@ impl Worker {
     async fn sweep(self: Rc<Self>) {
         loop {
             monoio::time::sleep(SWEEP).await;
-            self.upstreams
-                .iter()
-                .flatten()
-                .chain(self.backend.as_ref().map(|backend| &backend.pool))
-                .for_each(Pool::sweep);
+            self.upstreams.iter().for_each(Upstreams::sweep);
+            self.backend.iter().for_each(|backend| backend.pool.sweep());
         }
     }
 }

@@ -15,7 +15,9 @@ use super::process::{Service, free_address, random, scratch};
 pub struct Registry {
     service: Service,
     addr: SocketAddr,
-    dir: TempDir,
+    store: PathBuf,
+    secret: u64,
+    _dir: TempDir,
 }
 
 impl Registry {
@@ -25,6 +27,19 @@ impl Registry {
     /// When it does not start.
     pub fn start() -> anyhow::Result<Self> {
         let dir = scratch("registry")?;
+        let store = dir.path().join("data");
+        Self::over(store, random(), dir)
+    }
+
+    /// Starts another one over the same storage, as behind a load balancer. It must not outlive this one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn sibling(&self) -> anyhow::Result<Self> {
+        Self::over(self.store.clone(), self.secret, scratch("registry")?)
+    }
+
+    fn over(store: PathBuf, secret: u64, dir: TempDir) -> anyhow::Result<Self> {
         let addr = free_address()?;
         let config = dir.path().join("config.yml");
         // The file that Debian ships names an htpasswd path that is a directory; it does not start with it.
@@ -33,14 +48,13 @@ impl Registry {
              log: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}\n\
              http: {{addr: \"{addr}\", secret: \"{secret:x}\"}}\n",
-            root = dir.path().join("data").display(),
-            secret = random(),
+            root = store.display(),
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let cmd = Cmd::new("docker-registry").arg("serve").arg(&config);
         let mut service = Service::start("docker-registry", cmd, dir.path())?;
         service.wait_listening(addr)?;
-        Ok(Self { service, addr, dir })
+        Ok(Self { service, addr, store, secret, _dir: dir })
     }
 
     /// Where it listens.
@@ -66,6 +80,6 @@ impl Registry {
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         let shard = hex.get(..2).unwrap_or("00");
-        self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
+        self.store.join("docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
     }
 }

@@ -48,6 +48,8 @@ impl Resolver<'_> {
         let rate_window = time("limits.rate_window", &file.rate_window, default.rate_window);
         let auth_timeout = time("limits.auth_timeout", &file.auth_timeout, default.auth_timeout);
         let upstream_idle = time("limits.upstream_idle", &file.upstream_idle, default.upstream_idle);
+        let retry_timeout = time("limits.retry_timeout", &file.retry_timeout, default.retry_timeout);
+        let resolve_interval = time("limits.resolve_interval", &file.resolve_interval, default.resolve_interval);
         let drain_timeout = time("limits.drain_timeout", &file.drain_timeout, default.drain_timeout);
         let tunnel_timeout = time("limits.tunnel_timeout", &file.tunnel_timeout, default.tunnel_timeout);
 
@@ -88,6 +90,26 @@ impl Resolver<'_> {
                 MILLISECOND..=MINUTE,
             ),
             upstream_idle,
+            retry_timeout,
+            resolve_interval,
+            health_interval: self.period(
+                "limits.health_interval",
+                &file.health_interval,
+                default.health_interval,
+                Duration::ZERO..=DAY,
+            ),
+            health_failures: self.count(
+                "limits.health_failures",
+                &file.health_failures,
+                default.health_failures,
+                1..=1_000,
+            ),
+            health_successes: self.count(
+                "limits.health_successes",
+                &file.health_successes,
+                default.health_successes,
+                1..=1_000,
+            ),
             drain_timeout,
             tunnel_timeout,
             hash_threads: self.count("limits.hash_threads", &file.hash_threads, default.hash_threads, 1..=256),
