@@ -11,12 +11,14 @@
 //! * [`framing`]: how long a body is, and who says so
 //! * [`chunked`]: the chunked coding, decoded and written anew
 //! * [`fields`]: field names and the sets of them that must not cross
+//! * [`proxy`]: the PROXY protocol, which a balancer in front may speak before all that
 //! * [`reject`]: why a head was refused, and the status that says so
 
 pub mod chunked;
 pub mod fields;
 pub mod framing;
 pub mod head;
+pub mod proxy;
 pub mod reject;
 
 pub use framing::Framing;
