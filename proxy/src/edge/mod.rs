@@ -2,7 +2,8 @@
 //!
 //! Begin with [`connection`], the life of one request. The others, from the outside in:
 //!
-//! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
+//! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts,
+//!   [`arrival`] hears who comes
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies between them
 //! * [`plan`], [`gate`], [`attempts`], [`auth_backend`], [`hashing`] lead to a verdict, [`exchange`] carries it out
 //! * [`watch`] keeps deadlines, [`telemetry`] tells what happened, [`admin`] shows it and takes [`revoke`]
@@ -10,6 +11,7 @@
 //! * [`sys`] makes the system calls
 
 pub mod admin;
+pub mod arrival;
 pub mod attempts;
 pub mod auth_backend;
 pub mod auth_service;

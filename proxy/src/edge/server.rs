@@ -4,7 +4,7 @@
 //! opened and the upstreams tried. What needs root comes first, then the gate becomes an ordinary user, and only then
 //! are there threads.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -29,8 +29,8 @@ use super::origins::{self, Roots, resolve};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
 use super::sys::socket;
-use super::telemetry::{Counters, Log};
-use super::tls::server_config;
+use super::telemetry::{Counters, Log, say};
+use super::tls::{Server, renewal};
 use super::worker::{self, Drain, Shared, Site};
 use crate::config::Config;
 use crate::limit::turns::Turns;
@@ -49,12 +49,15 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
-    let shared = prepare(config, voucher)?;
+    // Every worker has the same listeners.
+    let tls = bound.iter().take(1).flatten().filter_map(|bound| bound.settings.tls.clone()).collect();
+    let shared = prepare(config, voucher, tls)?;
     origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
     abort_on_panic();
     watch_htpasswd(&shared)?;
+    renewal::watch(&shared)?;
     let (threads, senders, driver) = start(&shared, bound)?;
     admin::start(admin, Arc::clone(&shared), driver)?;
     announce(&shared, workers, driver);
@@ -91,13 +94,12 @@ pub fn policy(config: &Config) -> Result<Policy, Vec<String>> {
 fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
     let mut all: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
     for configured in &config.listeners {
-        let tls = match configured.tls.as_slice() {
-            [] => None,
-            identities => Some(server_config(identities)?),
-        };
+        let tls = Server::load(configured).map_err(anyhow::Error::msg)?.map(Arc::new);
         let refuses_credentials = configured.exposes_credentials() && !config.allow_plaintext_credentials;
         let redirect = configured.redirect.clone();
-        let mut settings = Settings { address: configured.address, tls, refuses_credentials, redirect };
+        let proxy_protocol = configured.proxy_protocol.clone();
+        let address = configured.address;
+        let mut settings = Settings { address, tls, proxy_protocol, refuses_credentials, redirect };
         let sockets = bind(&mut settings.address, workers)
             .map_err(|error| anyhow!("cannot listen on {}: {}", configured.address, bind_problem(&error)))?;
         let settings = Arc::new(settings);
@@ -161,7 +163,7 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
     }
 }
 
-fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<Shared>> {
+fn prepare(config: Config, voucher: Option<Arc<Voucher>>, tls: Vec<Arc<Server>>) -> anyhow::Result<Arc<Shared>> {
     let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
@@ -192,7 +194,9 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
         attempts: Attempts::new(&secret, config.limits.failed_logins, config.limits.failed_login_delay),
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
-    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
+    // As many may wait as may be connected.
+    let handshakes = Turns::new(config.limits.handshakes, config.limits.connections);
+    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, tls, handshakes, log, counters, draining }))
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
@@ -318,9 +322,4 @@ fn stamp(path: &Path) -> Stamp {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-}
-
-/// One line on standard error.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "portcullis: {line}");
 }

@@ -1,9 +1,6 @@
 //! A connection, to a client or to an upstream: a watched socket, with or without TLS.
 
 use std::io;
-use std::sync::Arc;
-
-use rustls::ServerConfig;
 
 use super::tls::{Session, Trust};
 use super::watch::Watched;
@@ -56,13 +53,9 @@ impl Stream {
         Self { socket, tls: None }
     }
 
-    /// Performs the TLS handshake; what the client sends right behind it is appended to `early`.
-    ///
-    /// # Errors
-    /// As [`Session::accept`].
-    pub async fn secure(socket: Watched, config: &Arc<ServerConfig>, early: &mut Vec<u8>) -> io::Result<Self> {
-        let session = Session::accept(config, &socket, early).await?;
-        Ok(Self { socket, tls: Some(session) })
+    /// A connection whose handshake is done.
+    pub fn secure(socket: Watched, session: Session) -> Self {
+        Self { socket, tls: Some(session) }
     }
 
     /// Performs the client's part of the TLS handshake with an upstream.
