@@ -48,7 +48,14 @@ impl World {
         let scope: Vec<String> = self.accesses.iter().map(ToString::to_string).collect();
         let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
         let authorization = Some(black_box(AUTHORIZATION));
-        self.boot.key(&Question { epoch: self.epochs.of(user), site: 0, secure: true, authorization, scope: &scope })
+        self.boot.key(&Question {
+            epoch: self.epochs.of(user),
+            site: 0,
+            secure: true,
+            authorization,
+            certificate: None,
+            scope: &scope,
+        })
     }
 
     /// From the Authorization field to the permit, as the gate goes.

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use crate::auth::ClientCertificate;
 use crate::auth::principal::Principal;
 use crate::http::fields::{Field, folds_to, is_asserted_by_gate, is_hop_by_hop, is_rewritten_by_gate, tokens};
 use crate::http::{Framing, RequestHead, ResponseHead, Version};
@@ -18,6 +19,8 @@ pub struct Downstream<'r> {
     pub peer: IpAddr,
     /// Whether its connection is encrypted.
     pub secure: bool,
+    /// The certificate that the client proved to hold.
+    pub certificate: Option<&'r ClientCertificate>,
     /// The host it asked for; an HTTP/1.0 client without `Host` gets the upstream's authority.
     pub host: &'r str,
     /// Names of fields that only the authenticator may set; a client's own are removed under every fold.

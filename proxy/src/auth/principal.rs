@@ -6,6 +6,10 @@ use std::sync::Arc;
 /// The longest user name that is accepted anywhere, in bytes (Apache's `htpasswd` has the same limit).
 pub const MAX_NAME_BYTES: usize = 255;
 
+/// What the name of a client certificate's principal begins with. No login can have such a name: a colon ends the name
+/// in Basic credentials and in an htpasswd file. So `alice` with a password and `cert:alice` are two principals.
+pub const CERTIFICATE: &str = "cert:";
+
 /// Whom the authenticator recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Principal {
@@ -19,6 +23,12 @@ impl Principal {
     /// A verified user.
     pub fn user(name: impl Into<Arc<str>>) -> Principal {
         Principal::User(name.into())
+    }
+
+    /// The holder of a verified client certificate with this name; none where it cannot be a name.
+    pub fn certificate(name: &str) -> Option<Principal> {
+        check_certificate_name(name).ok()?;
+        Some(Principal::User([CERTIFICATE, name].concat().into()))
     }
 
     /// The user's name; `None` for anonymous.
@@ -64,6 +74,31 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether `name` can be a principal's: a user's, or `cert:` and a certificate's.
+///
+/// # Errors
+/// A short text that completes "the user name …".
+pub fn check_principal(name: &str) -> Result<(), &'static str> {
+    name.strip_prefix(CERTIFICATE).map_or_else(|| check_name(name), check_certificate_name)
+}
+
+/// As for users, but a URI in a certificate holds a colon, and no file is written where `#` would be a comment.
+fn check_certificate_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("has no name behind cert:");
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Err("is longer than 255 bytes");
+    }
+    if name.chars().any(char::is_control) {
+        return Err("contains a control character");
+    }
+    if name.trim() != name {
+        return Err("begins or ends with a space");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +109,18 @@ mod tests {
         assert_eq!(Principal::user("alice").to_string(), "alice");
         assert_eq!(Principal::Anonymous.name(), None);
         assert_ne!(Principal::user("anonymous"), Principal::Anonymous);
+    }
+
+    #[test]
+    fn a_certificate_is_nobody_who_can_log_in() {
+        let alice = Principal::certificate("alice").unwrap();
+        assert_eq!(alice.name(), Some("cert:alice"));
+        assert_ne!(alice, Principal::user("alice"));
+        assert!(check_name("cert:alice").is_err() && check_principal("cert:alice").is_ok());
+        assert!(check_principal("alice").is_ok() && check_principal("x:alice").is_err());
+        for bad in ["", " a", "a\0", "a\n", &"n".repeat(256)] {
+            assert!(Principal::certificate(bad).is_none(), "{bad:?}");
+        }
     }
 
     #[test]

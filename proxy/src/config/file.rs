@@ -44,8 +44,8 @@ pub(super) struct Listen {
     pub(super) address: Maybe<String>,
     pub(super) redirect: Maybe<String>,
     pub(super) tls: Vec<Spanned<Tls>>,
-    pub(super) client_ca: Maybe<IgnoredAny>,
-    pub(super) proxy_protocol: Maybe<IgnoredAny>,
+    pub(super) client_ca: Maybe<String>,
+    pub(super) proxy_protocol: Strings,
 }
 
 /// One entry of `tls` in `[[listen]]`
@@ -108,6 +108,7 @@ pub(super) struct Limits {
     pub(super) head_timeout: Maybe<Period>,
     pub(super) idle_timeout: Maybe<Period>,
     pub(super) tls_timeout: Maybe<Period>,
+    pub(super) handshakes: Maybe<usize>,
     pub(super) connect_timeout: Maybe<Period>,
     pub(super) response_timeout: Maybe<Period>,
     pub(super) min_rate: Maybe<Size>,

@@ -3,6 +3,7 @@
 //! A flag beats an environment variable, which beats the file. [`resolve`] reports every error at once and reads
 //! nothing itself: the text of the file and a look-up for the environment are arguments.
 
+mod cidr;
 mod document;
 mod error;
 mod file;
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use cidr::Cidr;
 pub use error::{ConfigError, Fault, Place};
 pub use origin::Origin;
 pub use overrides::Overrides;
@@ -82,6 +84,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Certificates to choose from by SNI, the first one when none fits; empty: plain HTTP.
     pub tls: Vec<TlsIdentity>,
+    /// Client certificates that a CA of this PEM file signed log in, as `cert:` and their name; `None`: none is asked for.
+    pub client_ca: Option<PathBuf>,
+    /// The peers that must begin each connection with a PROXY header; others must not. Empty: nobody does.
+    pub proxy_protocol: Vec<Cidr>,
     /// Every request is sent on to the same target under this origin, and nothing else is served here.
     pub redirect: Option<String>,
 }
@@ -182,8 +188,10 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// A kept-alive connection without a request. Default 60 s.
     pub idle_timeout: Duration,
-    /// A TLS handshake. Default 10 s.
+    /// A TLS handshake, the wait for its turn included. Default 10 s.
     pub tls_timeout: Duration,
+    /// TLS handshakes at once; more wait for their turn, within [`Limits::tls_timeout`]. Default 1,024.
+    pub handshakes: usize,
     /// Opening a connection to an upstream or an auth backend. Default 3 s.
     pub connect_timeout: Duration,
     /// From the last byte of a request to the first byte of the upstream's response. Default 300 s:
@@ -258,6 +266,12 @@ pub enum Ktls {
 }
 
 impl Listener {
+    /// Plain HTTP on an address, and nothing else about it.
+    #[must_use]
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: Vec::new(), client_ca: None, proxy_protocol: Vec::new(), redirect: None }
+    }
+
     /// Whether a password sent here can be read on the way: plain HTTP on an address that is not loopback.
     #[must_use]
     pub fn exposes_credentials(&self) -> bool {
@@ -276,6 +290,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             tls_timeout: Duration::from_secs(10),
+            handshakes: 1024,
             connect_timeout: Duration::from_secs(3),
             response_timeout: Duration::from_secs(300),
             min_rate: 1 << 10,

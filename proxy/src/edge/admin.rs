@@ -106,7 +106,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     let exchanges: Vec<_> =
         classes.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
-    let sources = ["policy", "cache", "flight", "asked", "throttle", "stale"];
+    let sources = ["policy", "cache", "flight", "asked", "throttle", "stale", "certificate"];
     let verdicts: Vec<_> =
         sources.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
     let bytes = [
@@ -126,8 +126,32 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_verdicts_remembered", "gauge", "Answers of the authenticator in the cache.", &remembered);
     let dropped = plain(load(&counters.log_dropped));
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
+    let tls = &counters.tls;
+    family("portcullis_tls_handshakes_total", "counter", "Finished TLS handshakes.", &tls.done_samples());
+    let failed = tls.failed_samples();
+    family("portcullis_tls_handshake_failures_total", "counter", "Failed TLS handshakes by reason.", &failed);
+    let renewals = [
+        ("{result=\"ok\"}".to_owned(), load(&tls.renewed)),
+        ("{result=\"failed\"}".to_owned(), load(&tls.renewal_failed)),
+    ];
+    family("portcullis_certificate_renewals_total", "counter", "Changed certificates by what became.", &renewals);
+    let ends = certificate_ends(shared);
+    family("portcullis_certificate_expiry_timestamp_seconds", "gauge", "The end of each certificate.", &ends);
+    let refused = plain(load(&counters.proxy_refused));
+    let help = "Connections closed for a PROXY header that was missing, malformed or late.";
+    family("portcullis_proxy_protocol_refused_total", "counter", help, &refused);
     let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
     family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
     balance::metrics(&shared.sites, &mut out);
     out
+}
+
+/// One sample for each file, however many listeners use it.
+fn certificate_ends(shared: &Shared) -> Vec<(String, u64)> {
+    let all = shared.tls.iter().flat_map(|server| server.expiries());
+    let ends: std::collections::BTreeMap<_, _> = all.map(|expiry| (expiry.path, expiry.at)).collect();
+    let label = |path: &std::path::Path| {
+        path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    };
+    ends.iter().map(|(path, at)| (format!("{{certificate=\"{}\"}}", label(path)), *at)).collect()
 }

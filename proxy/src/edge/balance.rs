@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::server::say;
+use super::telemetry::say;
 use super::upstream::{Connection, Pool, Service, Tally};
 use super::watch::Watch;
 use super::worker::Site;

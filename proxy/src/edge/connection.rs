@@ -1,10 +1,11 @@
 //! **Read this first.** A client's connection from its first byte to its last.
 //!
 //! ```text
-//! accept → TLS → ┌ head → plan → verdict → exchange ┐ → close
-//!                └──────── keep-alive ◄─────────────┘
+//! arrival, TLS → ┌ head → plan → verdict → exchange ┐ → close
+//!                 └──────── keep-alive ◄─────────────┘
 //! ```
 //!
+//! * the *arrival* says who comes: a PROXY header, a TLS handshake, a certificate ([`super::arrival`])
 //! * the *head* is read under a deadline and a limit, and understood in one way only ([`crate::http`])
 //! * the *plan* says which site and, for a registry, which endpoint and accesses ([`super::plan`])
 //! * the *verdict* is a permit or a refusal ([`super::gate`], [`crate::verdict`])
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::arrival::{Arrival, arrive};
 use super::exchange;
 use super::listener::Settings;
 use super::plan::Plan;
@@ -24,6 +26,7 @@ use super::stream::Stream;
 use super::sys::socket::Socket;
 use super::telemetry::{Counters, Record, loggable_target};
 use super::worker::Worker;
+use crate::auth::ClientCertificate;
 use crate::forward::Downstream;
 use crate::http::head::{self, Limits};
 use crate::http::{Framing, RequestHead, Version};
@@ -69,8 +72,10 @@ pub struct Client<'w> {
     pub worker: &'w Worker,
     /// The connection itself.
     pub stream: Stream,
-    /// Where it comes from.
+    /// Where it comes from, by a trusted balancer's word or by its own address.
     pub peer: SocketAddr,
+    /// The certificate that it proved to hold.
+    pub certificate: Option<ClientCertificate>,
     /// What its listener says.
     pub settings: &'w Settings,
 }
@@ -78,23 +83,13 @@ pub struct Client<'w> {
 /// Serves one connection to its end.
 pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Settings) {
     let Ok(socket) = Socket::new(fd) else { return };
-    let Some(_place) = worker.shared.peers.enter(peer.ip()) else {
-        return Counters::add(&worker.shared.counters.connections_refused_to_peer, 1);
-    };
     let socket = worker.watch.add(socket);
-    let mut read = Vec::new();
-    let stream = match &settings.tls {
-        None => Stream::plain(socket),
-        Some(config) => {
-            socket.expect_within(worker.shared.config.limits.tls_timeout);
-            // In a box of its own, as below: most of a connection's life is idle, and has to be small.
-            match Box::pin(Stream::secure(socket, config, &mut read)).await {
-                Ok(stream) => stream,
-                Err(_) => return,
-            }
-        }
+    // In a box of its own, as below: most of a connection's life is idle, and has to be small.
+    let arrival = Box::pin(arrive(worker, socket, peer, settings)).await;
+    let Some(Arrival { stream, peer, certificate, mut read, place: _place }) = arrival else {
+        return;
     };
-    let client = Client { worker, stream, peer, settings };
+    let client = Client { worker, stream, peer, certificate, settings };
     let last = loop {
         if read.is_empty() && !client.idle(&mut read).await {
             break Next::Close;
@@ -188,6 +183,7 @@ impl Client<'_> {
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),
+            certificate: self.certificate.as_ref().filter(|certificate| certificate.holds_at(seconds(record.began))),
             told: &self.worker.shared.config.auth.copy_headers,
             host: head
                 .host
@@ -336,4 +332,9 @@ impl Client<'_> {
             shared.log.write(record, &shared.counters);
         }
     }
+}
+
+/// Seconds since 1970.
+fn seconds(time: Option<SystemTime>) -> u64 {
+    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(u64::MAX, |since| since.as_secs())
 }

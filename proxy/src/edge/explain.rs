@@ -12,7 +12,7 @@ use clap::{Args, ValueHint};
 use super::plan::Plan;
 use super::worker::Site;
 use crate::auth::Principal;
-use crate::auth::principal::check_name;
+use crate::auth::principal::check_principal;
 use crate::config::{Config, Kind, Rule};
 use crate::http::RequestHead;
 use crate::http::head::{self, Limits};
@@ -68,7 +68,7 @@ pub fn run(args: &ExplainArgs, config: &Config, policy: &Policy) -> anyhow::Resu
     let principal = match args.user.as_str() {
         "anonymous" => Principal::Anonymous,
         name => {
-            check_name(name).map_err(|why| anyhow!("--user: the user name {why}"))?;
+            check_principal(name).map_err(|why| anyhow!("--user: the user name {why}"))?;
             Principal::user(name)
         }
     };

@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys};
 
+use super::tls::server::inspect_client_ca;
 use crate::auth::Htpasswd;
 use crate::auth::htpasswd::LineError;
 use crate::config::{Config, TlsIdentity};
@@ -29,6 +30,13 @@ pub fn inspect_files(config: &Config) -> Vec<String> {
         seen.push(identity);
         if let Err(error) = load_identity(identity) {
             errors.push(error);
+        }
+    }
+    let mut authorities: Vec<&Path> = Vec::new();
+    for path in config.listeners.iter().filter_map(|listener| listener.client_ca.as_deref()) {
+        if !authorities.contains(&path) {
+            authorities.push(path);
+            errors.extend(inspect_client_ca(path).err());
         }
     }
     if let Some(path) = &config.auth.htpasswd {
@@ -143,7 +151,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// `No such file or directory` without Rust's `(os error 2)`.
-fn system_reason(error: &io::Error) -> String {
+pub fn system_reason(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

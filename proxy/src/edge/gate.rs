@@ -38,6 +38,8 @@ pub enum Source {
     Throttle,
     /// Remembered, and used after its time because nobody could be asked.
     Stale,
+    /// Nobody was asked: a certificate says who it is.
+    Certificate,
 }
 
 impl Source {
@@ -50,6 +52,7 @@ impl Source {
             Source::Asked => "asked",
             Source::Throttle => "throttle",
             Source::Stale => "stale",
+            Source::Certificate => "certificate",
         }
     }
 }
@@ -174,7 +177,12 @@ impl Gate {
 
     /// The verdict on a request. `backend` is the worker's way to the auth backend, where there is one.
     pub async fn admit(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Verdict, Source) {
+        // A certificate says who comes only where no credentials do.
         if ask.head.authorization.is_none() {
+            if let Some(principal) = ask.from.certificate.and_then(|certificate| certificate.principal.clone()) {
+                let answer = Answer::Known(principal.into());
+                return (verdict::decide(&answer, &self.policy, ask.accesses), Source::Certificate);
+            }
             if let Some(permit) = verdict::anonymous(&self.policy, ask.accesses) {
                 return (Ok(permit), Source::Policy);
             }
@@ -197,6 +205,7 @@ impl Gate {
             site: ask.site,
             secure: ask.from.secure,
             authorization: ask.head.authorization,
+            certificate: ask.from.certificate.map(|certificate| &certificate.fingerprint),
             scope: &scope,
         };
         let key = self.boot.key(&question);

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::balance::Upstream;
-use super::server::say;
 use super::sys::driver::Driver;
+use super::telemetry::say;
 use super::upstream::{Pool, response_head};
 use super::watch::Watch;
 use super::worker::Shared;

@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::net::Shutdown;
-use rustls::ServerConfig;
 
 use super::connection;
 use super::sys::socket::{Socket, stop_raw};
 use super::telemetry::Counters;
+use super::tls::Server;
 use super::worker::Worker;
+use crate::config::Cidr;
 
 /// How long accepting rests when the process is out of files: long enough not to spin, short enough not to be felt.
 const REST: Duration = Duration::from_millis(50);
@@ -37,7 +38,9 @@ pub struct Settings {
     /// The address, for messages.
     pub address: SocketAddr,
     /// The server side of TLS; none: plain HTTP.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Server>>,
+    /// Peers that must begin with a PROXY header.
+    pub proxy_protocol: Vec<Cidr>,
     /// Passwords sent here could be read on the way, and nobody said that this is fine.
     pub refuses_credentials: bool,
     /// Where every request is sent on to.

@@ -2,7 +2,8 @@
 //!
 //! Begin with [`connection`], the life of one request. The others, from the outside in:
 //!
-//! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts
+//! * [`server`] starts and stops everything, [`origins`] tries the upstreams; [`worker`] is one thread; [`listener`] accepts,
+//!   [`arrival`] hears who comes
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies
 //!   between them, with [`buffers`] where it must copy; [`tunnel`] is what an upgraded connection becomes
 //! * [`balance`] chooses among several upstreams, [`health`] checks them, [`names`] follows their addresses
@@ -12,6 +13,7 @@
 //! * [`sys`] makes the system calls
 
 pub mod admin;
+pub mod arrival;
 pub mod attempts;
 pub mod auth_backend;
 pub mod auth_service;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::server::say;
+use super::telemetry::say;
 
 /// How often a name that was never found is looked up, at least.
 const SOON: Duration = Duration::from_secs(2);

@@ -12,8 +12,8 @@ use anyhow::{anyhow, bail};
 
 use super::guard::vouch::Voucher;
 use super::names::Name;
-use super::server::say;
 use super::sys::socket::{self, unconnected};
+use super::telemetry::say;
 use super::tls::{Trust, client_config};
 use super::upstream::Service;
 use super::worker::{Shared, Site};

@@ -15,7 +15,7 @@ use clap::Args;
 
 use super::admin;
 use super::gate::Gate;
-use crate::auth::principal::check_name;
+use crate::auth::principal::check_principal;
 
 const HEADER: &str = "X-Portcullis-Admin";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub struct RevokeArgs {
 pub fn run(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
     let (target, whom) = match &args.user {
         Some(user) => {
-            check_name(user).map_err(|problem| anyhow!("the user name {problem}"))?;
+            check_principal(user).map_err(|problem| anyhow!("the user name {problem}"))?;
             (format!("/revoke?user={}", encode(user)), format!("of {user}"))
         }
         None => ("/revoke?all".to_owned(), "of everybody".to_owned()),
@@ -132,7 +132,7 @@ pub fn obey(request: &Request<'_>, local: bool, gate: &Gate) -> (&'static str, S
         return ("200 OK", "revoked: all\n".to_owned());
     }
     match whom.strip_prefix("user=").and_then(decode) {
-        Some(user) if check_name(&user).is_ok() => {
+        Some(user) if check_principal(&user).is_ok() => {
             gate.forget_user(&user);
             ("200 OK", format!("revoked: {user}\n"))
         }

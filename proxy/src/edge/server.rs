@@ -4,7 +4,7 @@
 //! opened and the upstreams tried. What needs root comes first, then the gate becomes an ordinary user, and only then
 //! are there threads.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -32,8 +32,8 @@ use super::origins::{self, Finder};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
 use super::sys::socket;
-use super::telemetry::{Counters, Log};
-use super::tls::server_config;
+use super::telemetry::{Counters, Log, say};
+use super::tls::{Server, renewal};
 use super::worker::{self, Drain, Shared, Site};
 use crate::config::Config;
 use crate::limit::peers::Peers;
@@ -53,7 +53,9 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
-    let (shared, names) = prepare(config, voucher)?;
+    // Every worker has the same listeners.
+    let tls = bound.iter().take(1).flatten().filter_map(|bound| bound.settings.tls.clone()).collect();
+    let (shared, names) = prepare(config, voucher, tls)?;
     origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
@@ -61,6 +63,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     watch_htpasswd(&shared)?;
     names::keep_fresh(names, shared.config.limits.resolve_interval).context("cannot start a thread for names")?;
     health::start(&shared).context("cannot start the health checks")?;
+    renewal::watch(&shared)?;
     let (threads, senders, driver) = start(&shared, bound)?;
     admin::start(admin, Arc::clone(&shared), driver)?;
     announce(&shared, workers, driver);
@@ -97,13 +100,12 @@ pub fn policy(config: &Config) -> Result<Policy, Vec<String>> {
 fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
     let mut all: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
     for configured in &config.listeners {
-        let tls = match configured.tls.as_slice() {
-            [] => None,
-            identities => Some(server_config(identities)?),
-        };
+        let tls = Server::load(configured).map_err(anyhow::Error::msg)?.map(Arc::new);
         let refuses_credentials = configured.exposes_credentials() && !config.allow_plaintext_credentials;
         let redirect = configured.redirect.clone();
-        let mut settings = Settings { address: configured.address, tls, refuses_credentials, redirect };
+        let proxy_protocol = configured.proxy_protocol.clone();
+        let address = configured.address;
+        let mut settings = Settings { address, tls, proxy_protocol, refuses_credentials, redirect };
         let sockets = bind(&mut settings.address, workers)
             .map_err(|error| anyhow!("cannot listen on {}: {}", configured.address, bind_problem(&error)))?;
         let settings = Arc::new(settings);
@@ -169,7 +171,7 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
 
 type Prepared = (Arc<Shared>, Vec<Arc<Name>>);
 
-fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Prepared> {
+fn prepare(config: Config, voucher: Option<Arc<Voucher>>, tls: Vec<Arc<Server>>) -> anyhow::Result<Prepared> {
     let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
@@ -202,7 +204,10 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Prep
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
     let peers = Peers::new(config.limits.connections_per_peer);
-    Ok((Arc::new(Shared { config, sites, gate, backend, voucher, log, peers, counters, draining }), names))
+    // As many may wait as may be connected.
+    let handshakes = Turns::new(config.limits.handshakes, config.limits.connections);
+    let shared = Shared { config, sites, gate, backend, voucher, tls, handshakes, log, peers, counters, draining };
+    Ok((Arc::new(shared), names))
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
@@ -328,9 +333,4 @@ fn stamp(path: &Path) -> Stamp {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-}
-
-/// One line on standard error.
-pub(super) fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "portcullis: {line}");
 }

@@ -2,9 +2,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::Arc;
-
-use rustls::ServerConfig;
 
 use super::tls::{Session, Trust};
 use super::watch::Watched;
@@ -63,13 +60,9 @@ impl Stream {
         Self { socket, tls: None, leaves_bodies: Cell::default() }
     }
 
-    /// Performs the TLS handshake; what the client sends right behind it is appended to `early`.
-    ///
-    /// # Errors
-    /// As [`Session::accept`].
-    pub async fn secure(socket: Watched, config: &Arc<ServerConfig>, early: &mut Vec<u8>) -> io::Result<Self> {
-        let session = Session::accept(config, &socket, early).await?;
-        Ok(Self { socket, tls: Some(session), leaves_bodies: Cell::default() })
+    /// A connection whose handshake is done.
+    pub fn secure(socket: Watched, session: Session) -> Self {
+        Self { socket, tls: Some(session), leaves_bodies: Cell::default() }
     }
 
     /// Performs the client's part of the TLS handshake with an upstream.

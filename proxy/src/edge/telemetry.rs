@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
 /// Lines that may wait for the disk.
@@ -23,8 +24,12 @@ const QUEUE: usize = 8192;
 pub struct Counters {
     /// Exchanges by the hundreds of their status; index 0: none was sent.
     pub exchanges: [AtomicU64; 6],
-    /// Verdicts by source: policy, cache, flight, asked, throttle, stale.
-    pub verdicts: [AtomicU64; 6],
+    /// Verdicts by source: policy, cache, flight, asked, throttle, stale, certificate.
+    pub verdicts: [AtomicU64; 7],
+    /// TLS handshakes and renewals.
+    pub tls: Tally,
+    /// Connections closed for a PROXY header that was missing, malformed or late.
+    pub proxy_refused: AtomicU64,
     /// Body bytes that crossed user space.
     pub bytes_copied: AtomicU64,
     /// Body bytes that were spliced.
@@ -160,6 +165,11 @@ impl Log {
             Counters::add(&counters.log_dropped, 1);
         }
     }
+}
+
+/// One line on standard error.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "portcullis: {line}");
 }
 
 fn append(path: &std::path::Path) -> io::Result<File> {

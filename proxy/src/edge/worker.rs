@@ -18,10 +18,12 @@ use super::relay::Mover;
 use super::sys::driver::Driver;
 use super::sys::pipe;
 use super::telemetry::{Counters, Log};
+use super::tls::Server;
 use super::upstream::{Pool, Service};
 use super::watch::Watch;
 use crate::config::{Config, Kind};
 use crate::limit::peers::Peers;
+use crate::limit::turns::Turns;
 use crate::limit::{Millis, MinimumRate};
 
 /// How often idle upstream connections are looked over.
@@ -53,6 +55,10 @@ pub struct Shared {
     pub backend: Option<(Service, String)>,
     /// The right to connect to a guarded port.
     pub voucher: Option<Arc<Voucher>>,
+    /// The TLS of each listener that has it.
+    pub tls: Vec<Arc<Server>>,
+    /// TLS handshakes at once.
+    pub handshakes: Turns,
     /// The access log.
     pub log: Log,
     /// Open connections by peer.

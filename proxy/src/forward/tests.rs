@@ -13,8 +13,13 @@ fn permit() -> Permit {
 
 fn forwarded(request: &str) -> String {
     let head = head::request(request.as_bytes(), &LIMITS).expect(request);
-    let from =
-        Downstream { peer: [192, 0, 2, 7].into(), secure: true, host: head.host.unwrap_or("up:5000"), told: &[] };
+    let from = Downstream {
+        peer: [192, 0, 2, 7].into(),
+        secure: true,
+        certificate: None,
+        host: head.host.unwrap_or("up:5000"),
+        told: &[],
+    };
     let mut out = Vec::new();
     request_head(&permit(), &head, head.target, &from, &mut out);
     String::from_utf8(out).expect("text")

@@ -11,6 +11,7 @@
 //! * [`framing`]: how long a body is, and who says so
 //! * [`chunked`]: the chunked coding, decoded and written anew
 //! * [`fields`]: field names and the sets of them that must not cross
+//! * [`proxy`]: the PROXY protocol, which a balancer in front may speak before all that
 //! * [`upgrade`]: changing a connection's protocol
 //! * [`reject`]: why a head was refused, and the status that says so
 
@@ -18,6 +19,7 @@ pub mod chunked;
 pub mod fields;
 pub mod framing;
 pub mod head;
+pub mod proxy;
 pub mod reject;
 pub mod upgrade;
 

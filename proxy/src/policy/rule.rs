@@ -96,7 +96,7 @@ fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &
                         errors.push(format!("who names the group {word:?}, which is not in [groups]; add it there"));
                     }
                 },
-                None => match principal::check_name(word) {
+                None => match principal::check_principal(word) {
                     Ok(()) => {
                         who.users.insert(Arc::from(word.as_str()));
                     }
@@ -143,7 +143,7 @@ pub(super) fn check_groups(groups: &BTreeMap<String, Vec<String>>, errors: &mut 
         for member in members {
             if member.starts_with('@') || member == "anonymous" || member == "*" {
                 errors.push(format!("group {group:?}: {member:?} is no user; a group holds user names only"));
-            } else if let Err(why) = principal::check_name(member) {
+            } else if let Err(why) = principal::check_principal(member) {
                 errors.push(format!("group {group:?}: the user name {member:?} {why}, so nobody can have it"));
             }
         }

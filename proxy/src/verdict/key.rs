@@ -30,6 +30,8 @@ pub struct Question<'r> {
     pub secure: bool,
     /// The whole `Authorization` value, scheme included; none when there is none.
     pub authorization: Option<&'r [u8]>,
+    /// The SHA-256 of the client's certificate, where it showed one.
+    pub certificate: Option<&'r [u8; 32]>,
     /// What the authenticator is told of the request: empty when it judges the credential alone.
     pub scope: &'r [&'r str],
 }
@@ -61,6 +63,7 @@ impl BootKey {
         mac.update(&question.epoch.to_le_bytes());
         mac.update(&(question.site as u64).to_le_bytes());
         mac.update(&[u8::from(question.secure), u8::from(question.authorization.is_some())]);
+        part(&mut mac, question.certificate.map_or(&[], |fingerprint| &fingerprint[..]));
         part(&mut mac, question.authorization.unwrap_or_default());
         for text in question.scope {
             part(&mut mac, text.as_bytes());
@@ -89,8 +92,14 @@ mod tests {
     #[test]
     fn every_part_changes_the_key() {
         let boot = BootKey::new(&[7; 32]);
-        let base =
-            Question { epoch: 1, site: 0, secure: true, authorization: Some(b"Basic abc"), scope: &["a", "pull"] };
+        let base = Question {
+            epoch: 1,
+            site: 0,
+            secure: true,
+            authorization: Some(b"Basic abc"),
+            certificate: None,
+            scope: &["a", "pull"],
+        };
         let others = [
             base,
             Question { epoch: 2, ..base },
@@ -100,6 +109,8 @@ mod tests {
             Question { authorization: Some(b""), ..base },
             Question { authorization: Some(b"Basic abd"), ..base },
             Question { authorization: Some(b"basic abc"), ..base },
+            Question { certificate: Some(&[1; 32]), ..base },
+            Question { certificate: Some(&[2; 32]), ..base },
             Question { scope: &["a", "push"], ..base },
             Question { scope: &["ap", "ull"], ..base },
             Question { scope: &["a"], ..base },

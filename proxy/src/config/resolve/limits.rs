@@ -70,6 +70,7 @@ impl Resolver<'_> {
             head_timeout,
             idle_timeout,
             tls_timeout,
+            handshakes: self.count("limits.handshakes", &file.handshakes, default.handshakes, 1..=1_000_000),
             connect_timeout,
             response_timeout,
             min_rate: file.min_rate.as_ref().map_or(default.min_rate, |rate| rate.get_ref().0),

@@ -6,7 +6,7 @@ use super::Resolver;
 use crate::config::error::{Fault, Place};
 use crate::config::file::{self, File};
 use crate::config::overrides;
-use crate::config::{Listener, TlsIdentity};
+use crate::config::{Cidr, Listener, TlsIdentity};
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
 const DEFAULT_PLAIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -23,26 +23,37 @@ impl Resolver<'_> {
         if addresses.is_empty() {
             replace_identities(&mut listeners, &identities);
         } else {
-            let mut tls = identities.clone();
-            if tls.is_empty() {
-                for identity in listeners.drain(..).flat_map(|(listener, _)| listener.tls) {
-                    if !tls.contains(&identity) {
-                        tls.push(identity);
-                    }
-                }
-            }
+            let like = moved(listeners, identities.clone());
             listeners = addresses
                 .iter()
                 .filter_map(|given| Some((self.address(given)?, given.place.clone())))
-                .map(|(address, place)| (Listener { address, tls: tls.clone(), redirect: None }, place))
+                .map(|(address, place)| (Listener { address, ..like.clone() }, place))
                 .collect();
         }
         if listeners.is_empty() && addresses.is_empty() && file.listen.is_empty() {
             let address = if identities.is_empty() { DEFAULT_PLAIN } else { DEFAULT_TLS };
-            listeners.push((Listener { address, tls: identities, redirect: None }, Place::Nowhere));
+            let listener = Listener { address, tls: identities, ..Listener::plain(address) };
+            listeners.push((listener, Place::Nowhere));
         }
         self.check_listeners(&listeners, allow_plaintext);
         listeners.into_iter().map(|(listener, _)| listener).collect()
+    }
+
+    fn client_ca(&mut self, listen: &file::Listen) -> Option<std::path::PathBuf> {
+        let given = self.given(listen.client_ca.as_ref()?, "listen.client_ca");
+        Some(self.checked_path(&given))
+    }
+
+    /// Blocks of addresses.
+    fn blocks(&mut self, list: &file::Strings) -> Vec<Cidr> {
+        let mut blocks = Vec::new();
+        for given in self.strings(list, "listen.proxy_protocol") {
+            match given.text.parse() {
+                Ok(block) => blocks.push(block),
+                Err(problem) => self.fail(Fault::new(problem, "write a block such as \"10.0.0.0/8\""), &given.place),
+            }
+        }
+        blocks
     }
 
     fn check_listeners(&mut self, listeners: &[(Listener, Place)], allow_plaintext: bool) {
@@ -50,6 +61,10 @@ impl Resolver<'_> {
             let address = listener.address;
             if listeners.iter().take(index).any(|(earlier, _)| earlier.address == address) {
                 self.fail(Fault::new(format!("{address} is listed twice"), "remove one of the two"), place);
+            }
+            if listener.client_ca.is_some() && listener.tls.is_empty() {
+                let remedy = "add tls = [{ cert = \"FILE\", key = \"FILE\" }], or remove client_ca";
+                self.fail(Fault::new(format!("{address} has client_ca but no TLS"), remedy), place);
             }
             if listener.exposes_credentials() && !allow_plaintext {
                 self.warnings.push(format!(
@@ -86,13 +101,9 @@ impl Resolver<'_> {
         let mut listeners = Vec::new();
         for entry in &file.listen {
             let listen = entry.get_ref();
-            for (key, value) in [("client_ca", &listen.client_ca), ("proxy_protocol", &listen.proxy_protocol)] {
-                if let Some(value) = value {
-                    let place = self.place(value, &format!("listen.{key}"));
-                    self.fail(Fault::not_built("this key", "remove it"), &place);
-                }
-            }
             let tls = listen.tls.iter().filter_map(|tls| self.identity(tls)).collect();
+            let client_ca = self.client_ca(listen);
+            let proxy_protocol = self.blocks(&listen.proxy_protocol);
             let Some(address) = &listen.address else {
                 let place = self.place(entry, "listen");
                 self.missing.push(Fault::new("no address", "add address = \"0.0.0.0:443\"").at(&place));
@@ -101,7 +112,7 @@ impl Resolver<'_> {
             let given = self.given(address, "listen.address");
             if let Some(address) = self.address(&given) {
                 let redirect = self.origin(&listen.redirect, "listen.redirect");
-                listeners.push((Listener { address, tls, redirect }, given.place));
+                listeners.push((Listener { address, tls, client_ca, proxy_protocol, redirect }, given.place));
             }
         }
         listeners
@@ -140,6 +151,29 @@ impl Resolver<'_> {
         }
         Some(address)
     }
+}
+
+/// What the listeners of the file have in common, for the addresses that replace theirs: all their certificates, and what
+/// they say of peers as far as they agree on it.
+fn moved(listeners: Vec<(Listener, Place)>, identities: Vec<TlsIdentity>) -> Listener {
+    let serving = || listeners.iter().map(|(listener, _)| listener).filter(|listener| listener.redirect.is_none());
+    let mut like = Listener { tls: identities, ..Listener::plain(DEFAULT_PLAIN) };
+    if let Some(first) = serving().next() {
+        if serving().all(|listener| listener.client_ca == first.client_ca) {
+            like.client_ca.clone_from(&first.client_ca);
+        }
+        if serving().all(|listener| listener.proxy_protocol == first.proxy_protocol) {
+            like.proxy_protocol.clone_from(&first.proxy_protocol);
+        }
+    }
+    if like.tls.is_empty() {
+        for identity in listeners.into_iter().flat_map(|(listener, _)| listener.tls) {
+            if !like.tls.contains(&identity) {
+                like.tls.push(identity);
+            }
+        }
+    }
+    like
 }
 
 /// Certificates of the command line go to the listeners that have TLS; when none has, to all of them.

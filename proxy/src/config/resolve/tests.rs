@@ -272,11 +272,11 @@ fn one_wrong_line_one_error() {
         ("listen = [{ address = \"127.0.0.1:1\", tls = [{ key = \"a\" }] }]", "a key without a certificate; add cert"),
         (
             "listen = [{ address = \"127.0.0.1:1\", client_ca = \"x\" }]",
-            "gate.toml:1:50: listen.client_ca: this key is not built yet in this version; remove it",
+            "127.0.0.1:1 has client_ca but no TLS; add tls",
         ),
         (
-            "listen = [{ address = \"127.0.0.1:1\", proxy_protocol = [\"::/0\"] }]",
-            "listen.proxy_protocol: this key is not built yet",
+            "listen = [{ address = \"127.0.0.1:1\", proxy_protocol = [\"10.0.0.1/8\"] }]",
+            "listen.proxy_protocol: 10.0.0.1 is inside the block: write 10.0.0.0/8",
         ),
         ("listen = [{ address = \"127.0.0.1:1\" }, { address = \"127.0.0.1:1\" }]", "127.0.0.1:1 is listed twice"),
         ("admin = \"[::1]:9\"\nlisten = [{ address = \"[::1]:9\" }]", "share [::1]:9; give --admin another port"),

@@ -183,6 +183,14 @@ impl Socket {
         Ok(recv(self, buffer, RecvFlags::DONTWAIT)?.1)
     }
 
+    /// Looks at what is there without taking it: 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; else as recv(2).
+    pub fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1)
+    }
+
     /// Sends what fits.
     ///
     /// # Errors

@@ -142,6 +142,7 @@ impl<'f> World<'f> {
             site: 0,
             secure: true,
             authorization: Some(USERS[user].as_bytes()),
+            certificate: None,
             scope: &[REPOSITORIES[repository]],
         });
         if let Some(answer) = self.cache.get(&key, self.now) {
@@ -290,7 +291,7 @@ fn an_answer_from_before_a_revocation_is_not_served_after_it() {
             (Epochs::default(), BootKey::new(&[3; 32]), Cache::new(10), Flights::default());
         let key = |epoch| {
             let authorization = Some(&b"Basic x"[..]);
-            boot.key(&Question { epoch, site: 0, secure: true, authorization, scope: &[] })
+            boot.key(&Question { epoch, site: 0, secure: true, authorization, certificate: None, scope: &[] })
         };
         let before = key(epochs.of(Some("alice")));
         let Role::Lead(lead) = flights.join(before) else { panic!("nobody else asks") };

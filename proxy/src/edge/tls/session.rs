@@ -1,24 +1,18 @@
-//! TLS on both sides: rustls over a non-blocking socket, as the server for clients and as the client for `https://`
-//! upstreams.
+//! One connection's TLS: records in and out of a non-blocking socket.
 //!
 //! Records are decrypted from one large read and encrypted into one vectored write, so that a body costs a system
 //! call for each quarter of a megabyte, not for each record.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Read as _, Write};
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
-use rustls_pki_types::ServerName;
+use rustls::pki_types::CertificateDer;
+use rustls::{Connection, HandshakeKind, ServerConfig, ServerConnection};
 
-use super::files::{load_certificates, load_identity};
-use super::sys::socket::Socket;
-use super::watch::Watched;
-use crate::config::TlsIdentity;
+use super::client::Trust;
+use crate::edge::sys::socket::Socket;
+use crate::edge::watch::Watched;
 
 /// One read from the socket; a worker has one such buffer, since it is empty again before anybody waits.
 const READ_BYTES: usize = 64 * 1024;
@@ -83,7 +77,7 @@ impl Session {
     /// # Errors
     /// As [`Session::accept`]; `InvalidData` for a certificate that is not trusted.
     pub async fn connect(to: &Trust, socket: &Watched, early: &mut Vec<u8>) -> io::Result<Self> {
-        let connection = ClientConnection::new(Arc::clone(&to.config), to.name.clone()).map_err(io::Error::other)?;
+        let connection = to.connection().map_err(io::Error::other)?;
         Self::handshake(connection.into(), socket, early).await
     }
 
@@ -204,6 +198,16 @@ impl Session {
         self.closed.get()
     }
 
+    /// Whether the handshake took up an earlier session.
+    pub fn is_resumed(&self) -> bool {
+        self.connection.borrow().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// The other side's own certificate, where it showed one.
+    pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        self.connection.borrow().peer_certificates()?.first().cloned().map(CertificateDer::into_owned)
+    }
+
     /// The protocol version for the log.
     pub fn version(&self) -> &'static str {
         match self.connection.borrow().protocol_version() {
@@ -212,89 +216,4 @@ impl Session {
             _ => "?",
         }
     }
-}
-
-/// The server side of TLS for one listener: TLS 1.2 and 1.3, the certificate chosen by server name, HTTP/1.1 only.
-///
-/// # Errors
-/// When an identity cannot be used; the text names the file and the remedy.
-pub fn server_config(identities: &[TlsIdentity]) -> anyhow::Result<Arc<ServerConfig>> {
-    let keys = identities.iter().map(|identity| load_identity(identity).map_err(anyhow::Error::msg));
-    let resolver = ByName { keys: keys.collect::<anyhow::Result<_>>()? };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-    Ok(Arc::new(config))
-}
-
-/// Whom an `https://` upstream has to be.
-#[derive(Debug, Clone)]
-pub struct Trust {
-    config: Arc<ClientConfig>,
-    name: ServerName<'static>,
-}
-
-/// The client side of TLS for upstreams: TLS 1.2 and 1.3, the server's certificate checked against these roots, or the
-/// system's.
-///
-/// # Errors
-/// When there are no roots to check against; the text names the file and the remedy.
-pub fn client_config(roots: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
-    let mut store = RootCertStore::empty();
-    if let Some(path) = roots {
-        let pem = load_certificates(path).map_err(anyhow::Error::msg)?;
-        for certificate in pem {
-            store.add(certificate).map_err(|error| anyhow!("{}: not a root certificate: {error}", path.display()))?;
-        }
-    } else {
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if store.is_empty() {
-            bail!("this system has no root certificates: install ca-certificates, or name a file in upstream_ca");
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_root_certificates(store)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-impl Trust {
-    /// Trusts the server of this host name or address.
-    ///
-    /// # Errors
-    /// When no certificate could be valid for the name.
-    pub fn new(config: &Arc<ClientConfig>, host: &str) -> anyhow::Result<Self> {
-        let name =
-            ServerName::try_from(host.to_owned()).map_err(|_| anyhow!("{host} cannot stand in a certificate"))?;
-        Ok(Self { config: Arc::clone(config), name })
-    }
-}
-
-/// Chooses the first certificate that is valid for the name asked for, else the first of all.
-#[derive(Debug)]
-struct ByName {
-    keys: Vec<Arc<CertifiedKey>>,
-}
-
-impl ResolvesServerCert for ByName {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let named = hello.server_name().and_then(|name| {
-            let name = ServerName::try_from(name).ok()?;
-            self.keys.iter().find(|key| is_valid_for(key, &name))
-        });
-        named.or_else(|| self.keys.first()).map(Arc::clone)
-    }
-}
-
-fn is_valid_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
-    let Ok(end_entity) = key.end_entity_cert() else { return false };
-    let Ok(parsed) = rustls::server::ParsedCertificate::try_from(end_entity) else { return false };
-    rustls::client::verify_server_name(&parsed, name).is_ok()
 }
