@@ -4,6 +4,7 @@
 mod admission;
 mod bad_input;
 mod cli;
+mod clients;
 mod data_plane;
 mod explain;
 mod guard;

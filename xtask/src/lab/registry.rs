@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tempfile::TempDir;
 
 use super::cmd::Cmd;
+use super::den::Den;
 use super::process::{Service, free_address, random, scratch};
 
 /// A registry that runs until this is dropped.
@@ -15,6 +16,7 @@ use super::process::{Service, free_address, random, scratch};
 pub struct Registry {
     service: Service,
     addr: SocketAddr,
+    prefix: Vec<String>,
     dir: TempDir,
 }
 
@@ -24,6 +26,18 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_by(Vec::new())
+    }
+
+    /// Starts a registry inside a den; the calling thread has to be inside its network, too.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_within(den: &Den) -> anyhow::Result<Self> {
+        Self::start_by(den.prefix())
+    }
+
+    fn start_by(prefix: Vec<String>) -> anyhow::Result<Self> {
         let dir = scratch("registry")?;
         let addr = free_address()?;
         let config = dir.path().join("config.yml");
@@ -37,10 +51,22 @@ impl Registry {
             secret = random(),
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
-        let cmd = Cmd::new("docker-registry").arg("serve").arg(&config);
-        let mut service = Service::start("docker-registry", cmd, dir.path())?;
-        service.wait_listening(addr)?;
-        Ok(Self { service, addr, dir })
+        let service = serve(dir.path(), &prefix, addr)?;
+        Ok(Self { service, addr, prefix, dir })
+    }
+
+    /// Kills it (SIGKILL).
+    pub fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    /// Starts it again after [`Self::kill`], at the same address with the same storage.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.service = serve(self.dir.path(), &self.prefix, self.addr)?;
+        Ok(())
     }
 
     /// Where it listens.
@@ -66,6 +92,27 @@ impl Registry {
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         let shard = hex.get(..2).unwrap_or("00");
-        self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
+        self.storage().join("blobs/sha256").join(shard).join(hex).join("data")
     }
+
+    /// Whether a repository has a blob: by upload or by mount.
+    #[must_use]
+    pub fn has(&self, repository: &str, digest: &str) -> bool {
+        let hex = digest.trim_start_matches("sha256:");
+        self.storage().join("repositories").join(repository).join("_layers/sha256").join(hex).join("link").is_file()
+    }
+
+    fn storage(&self) -> PathBuf {
+        self.dir.path().join("data/docker/registry/v2")
+    }
+}
+
+fn serve(dir: &Path, prefix: &[String], addr: SocketAddr) -> anyhow::Result<Service> {
+    let mut cmd = Cmd::new("docker-registry").arg("serve").arg(dir.join("config.yml"));
+    if !prefix.is_empty() {
+        cmd = cmd.by(prefix);
+    }
+    let mut service = Service::start("docker-registry", cmd, dir)?;
+    service.wait_listening(addr)?;
+    Ok(service)
 }
