@@ -1,6 +1,7 @@
 //! The clients that people have, each over TLS with a private CA through the real gate to the real registry: log in, push,
 //! pull back and compare, mount into a second repository, list, delete; and what their users read when it is refused.
 
+mod resume;
 mod world;
 
 use std::fs;
