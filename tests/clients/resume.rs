@@ -9,12 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::support::cmd::{Cmd, Output};
 use crate::support::containerd::Containerd;
 use crate::support::docker::Docker;
+use crate::support::http::Connection;
 use crate::support::packages::{CONTAINERD, CTR, DOCKER, DOCKERD};
 use crate::support::registry::Registry;
-use crate::support::{Serve, image, program, random, scratch};
+use crate::support::{Serve, image, program, random};
 
 use super::world::{PASSWORD, World, inside};
 
@@ -36,14 +39,9 @@ struct Blob<'w, 'd> {
 
 impl<'w, 'd> Blob<'w, 'd> {
     fn new(world: &'w mut World<'d>) -> Self {
-        let layout = scratch("large").unwrap();
-        let written = image::write(layout.path(), &[LARGE], random()).unwrap();
-        let push = world.skopeo.command().args(["copy", "--quiet", "--dest-tls-verify=false"]);
-        let to = format!("docker://{}/team/large:1", world.registry.addr());
-        world.ok(push.arg(format!("oci:{}:latest", layout.path().display())).arg(to));
+        let digest = upload(&world.registry);
         let serve = Serve::new(program()).unwrap().within(world.den).flag("--backend", world.registry.url());
         let plain = serve.flag("--htpasswd", world.path("users.htpasswd")).start().unwrap();
-        let digest = written.layers[0].clone();
         let path = format!("/v2/team/large/blobs/{digest}");
         let urls = [format!("https://{}{path}", world.addr()), format!("http://{}{path}", plain.addr())];
         Self { world, digest, urls, plain }
@@ -56,6 +54,22 @@ impl<'w, 'd> Blob<'w, 'd> {
     fn says(&self, text: &str) -> bool {
         self.world.gate.says(text) || self.plain.says(text)
     }
+}
+
+/// Puts a large blob into the registry; its digest.
+fn upload(registry: &Registry) -> String {
+    let mut piece = vec![0; 1 << 20];
+    image::Content(random()).fill(&mut piece);
+    let blob: Vec<u8> = (0..LARGE >> 20).flat_map(|n| [&n.to_be_bytes(), &piece[8..]].concat()).collect();
+    let hex: String = Sha256::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut connection = Connection::open(registry.addr()).unwrap();
+    let post = "POST /v2/team/large/blobs/uploads/ HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let begun = connection.exchange(post).unwrap();
+    let (_, target) = begun.field("location").unwrap().split_once("//a").unwrap();
+    let head = format!("PUT {target}&digest=sha256%3A{hex} HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n");
+    let done = connection.exchange([head.as_bytes(), &blob].concat()).unwrap();
+    assert_eq!(done.status, 201, "{}", done.text());
+    format!("sha256:{hex}")
 }
 
 fn curl(ca: &Path, url: &str, args: &[&str]) -> Cmd {
