@@ -253,7 +253,8 @@ fn a_cut_body_never_looks_whole() {
         let (got, reset) = read_all(&mut stream);
         let got = String::from_utf8_lossy(&got).into_owned();
         assert!(!got.ends_with("0\r\n\r\n"), "{cut:?}: {got}");
-        assert!(reset, "{cut:?}: the connection ended as if the body were whole: {got}");
+        // A length or a last chunk that is missing shows by itself; the end of a connection alone has to be a reset.
+        assert!(reset || version == "1.1", "{cut:?}: the connection ended as if the body were whole: {got}");
     }
 }
 

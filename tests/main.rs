@@ -5,6 +5,7 @@ mod admission;
 mod bad_input;
 mod bodies;
 mod cli;
+mod clients;
 mod data_plane;
 mod explain;
 mod guard;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
 pub(crate) use xtask::lab::process::{Service, free_address, random, scratch};
-pub(crate) use xtask::lab::{cmd, curl, hello, http, image, pki, registry, skips, skopeo};
+pub(crate) use xtask::lab::{
+    cmd, containerd, curl, den, docker, hello, http, image, pki, podman, registry, skips, skopeo,
+};
 
 /// The `portcullis` that cargo built for these tests.
 pub(crate) fn program() -> &'static Path {

@@ -27,6 +27,10 @@ pub struct Args {
 const NEEDS: [Need; 6] =
     [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
 
+/// The clients that people have. They are large; where they cannot be installed, their tests say so.
+const CLIENTS: [Need; 5] =
+    [packages::DOCKERD, packages::CONTAINERD, packages::CTR, packages::PODMAN, packages::BUILDAH];
+
 /// Building them from nothing included, on a slow machine.
 const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);
 
@@ -148,12 +152,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn install() -> anyhow::Result<()> {
     let installed = packages::ensure(&NEEDS);
     if is_root() {
-        return installed;
+        installed?;
+    } else {
+        go_on(installed);
     }
+    // Newer Debians keep docker's client in a package of its own.
+    go_on(packages::ensure(&CLIENTS).and_then(|()| packages::ensure(&[packages::DOCKER])));
+    interrupt::check()
+}
+
+fn go_on(installed: anyhow::Result<()>) {
     if let Err(error) = installed {
         say(format!("{error:#}\nGoing on; what needs them is skipped."));
     }
-    Ok(())
 }
 
 fn ebpf() -> anyhow::Result<Outcome> {

@@ -52,6 +52,9 @@ pub enum Next {
     Close,
     /// A response was sent, but the client may still be sending.
     Linger,
+    /// The response is not whole, and its framing shows it: close without a reset, which would take from the client what
+    /// it has not read yet.
+    Cut,
     /// The response is not whole: cut it, so that nobody takes it for whole.
     Abort,
 }
@@ -311,6 +314,7 @@ impl Client<'_> {
     async fn end(self, how: Next) {
         match how {
             Next::Abort => self.stream.socket().reset_on_close(),
+            Next::Cut => {}
             Next::KeepAlive | Next::Close => self.stream.finish_sending(),
             Next::Linger => {
                 self.stream.finish_sending();

@@ -17,7 +17,7 @@ use super::tunnel;
 use super::upstream::{Connection, NoResponse, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
 use crate::http::head::{self, ResponseHead};
-use crate::http::{Framing, Reject, RequestHead};
+use crate::http::{Framing, Reject, RequestHead, Version};
 use crate::reply::Failure;
 use crate::verdict::Permit;
 
@@ -325,7 +325,9 @@ impl Exchange<'_> {
             Ok(()) => (if plan.keep_alive { Next::KeepAlive } else { Next::Close }, response.keep_alive),
             Err(broken) => {
                 record.error = Some(broken.to_string());
-                (Next::Abort, false)
+                // By length or last chunk the client sees what is missing, and goes on from the last byte that it got.
+                let seen = plan.framing != Framing::UntilClose && self.head.version == Version::Http11;
+                (if seen { Next::Cut } else { Next::Abort }, false)
             }
         }
     }
@@ -390,7 +392,7 @@ fn status(head: &[u8]) -> Option<u16> {
 
 /// After a response to a request that was not read to its end, the client may still be sending.
 fn linger(next: Next) -> Next {
-    if next == Next::Abort { Next::Abort } else { Next::Linger }
+    if matches!(next, Next::Abort | Next::Cut) { next } else { Next::Linger }
 }
 
 fn cannot_connect(error: &io::Error) -> Failed {

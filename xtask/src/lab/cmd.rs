@@ -129,6 +129,13 @@ impl Cmd {
         self
     }
 
+    /// The same command, started by another one that takes it as its last words (`nsenter … --`).
+    #[must_use]
+    pub fn by(mut self, prefix: &[String]) -> Self {
+        self.command = prefixed(&self.command, prefix);
+        self
+    }
+
     /// What it reads from its standard input; without this it reads nothing.
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
@@ -290,6 +297,23 @@ impl Cmd {
         }
         Ok((child, receiver))
     }
+}
+
+/// `command` as the last words of another one, in the same directory and environment.
+pub(crate) fn prefixed(command: &Command, prefix: &[impl AsRef<OsStr>]) -> Command {
+    let mut words = prefix.iter().map(AsRef::as_ref).chain([command.get_program()]).chain(command.get_args());
+    let mut wrapped = Command::new(words.next().unwrap_or_default());
+    wrapped.args(words);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        wrapped.current_dir(dir);
+    }
+    wrapped
 }
 
 fn separate((read, write): (PipeReader, PipeWriter)) -> (Option<PipeReader>, PipeWriter) {

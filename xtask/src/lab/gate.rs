@@ -10,6 +10,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 
 use super::cmd::Cmd;
+use super::den::Den;
 use super::pki::Identity;
 use super::process::{Service, Usage, free_address, scratch};
 
@@ -35,7 +36,7 @@ impl Serve {
                 cmd = cmd.env_remove(&name);
             }
         }
-        Ok(Self { cmd: cmd.args(["serve", "--listen", &addr.to_string()]), addr, admin: "off".to_owned() })
+        Ok(Self { cmd: cmd.arg("serve"), addr, admin: "off".to_owned() })
     }
 
     /// Starts the admin listener, too.
@@ -72,13 +73,28 @@ impl Serve {
         self.flag("--tls-cert", &identity.cert).flag("--tls-key", &identity.key)
     }
 
+    /// Listens on this address instead.
+    #[must_use]
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.addr = addr;
+        self
+    }
+
+    /// Runs inside a den; the thread that starts it has to be inside its network, too.
+    #[must_use]
+    pub fn within(mut self, den: &Den) -> Self {
+        self.cmd = den.wrap(self.cmd);
+        self
+    }
+
     /// Starts it and waits until it accepts connections.
     ///
     /// # Errors
     /// When it ends first; the error shows what it wrote.
     pub fn start(self) -> anyhow::Result<Gate> {
         let dir = scratch("gate")?;
-        let mut service = Service::start("portcullis-serve", self.cmd.args(["--admin", &self.admin]), dir.path())?;
+        let cmd = self.cmd.args(["--listen", &self.addr.to_string(), "--admin", &self.admin]);
+        let mut service = Service::start("portcullis-serve", cmd, dir.path())?;
         service.wait_listening(self.addr)?;
         Ok(Gate { service, addr: self.addr, _dir: dir })
     }

@@ -2,7 +2,10 @@
 //! the value that holds it is dropped.
 
 pub mod cmd;
+pub mod containerd;
 pub mod curl;
+pub mod den;
+pub mod docker;
 pub mod gate;
 pub mod hello;
 pub mod http;
@@ -10,6 +13,7 @@ pub mod image;
 pub mod interrupt;
 pub mod packages;
 pub mod pki;
+pub mod podman;
 pub mod process;
 pub mod registry;
 pub mod secrets;

@@ -19,17 +19,17 @@ pub struct Need {
     pub package: &'static str,
     /// What it is needed for.
     pub why: &'static str,
-    /// The systemd unit that the package would start.
-    pub unit: Option<&'static str>,
+    /// The systemd units that the package would start.
+    pub units: &'static [&'static str],
 }
 
 const fn need(program: &'static str, package: &'static str, why: &'static str) -> Need {
-    Need { program, package, why, unit: None }
+    Need { program, package, why, units: &[] }
 }
 
 /// The real registry behind the gate.
 pub const REGISTRY: Need =
-    Need { unit: Some("docker-registry.service"), ..need("docker-registry", "docker-registry", "the real registry") };
+    Need { units: &["docker-registry.service"], ..need("docker-registry", "docker-registry", "the real registry") };
 /// The client that pushes and pulls.
 pub const SKOPEO: Need = need("skopeo", "skopeo", "pushes and pulls images");
 /// The CA and the certificates.
@@ -41,9 +41,31 @@ pub const SETPRIV: Need = need("setpriv", "util-linux", "ends what we started wh
 /// The C compiler and linker that Rust's crates ask for.
 pub const CC: Need = need("cc", "build-essential", "compiles and links");
 /// A peer of the benches.
-pub const NGINX: Need = Need { unit: Some("nginx.service"), ..need("nginx", "nginx-light", "the peer of the benches") };
+pub const NGINX: Need = Need { units: &["nginx.service"], ..need("nginx", "nginx-light", "the peer of the benches") };
 /// The loopback interface of an own network namespace.
 pub const IP: Need = need("ip", "iproute2", "sets up a network namespace");
+
+/// docker's daemon.
+pub const DOCKERD: Need = Need {
+    units: &["docker.socket", "docker.service"],
+    ..need("dockerd", "docker.io", "docker: pushes and pulls in a namespace of its own")
+};
+/// docker's client, where [`DOCKERD`]'s package does not bring it along.
+pub const DOCKER: Need = need("docker", "docker-cli", "docker's client");
+/// The daemon beneath docker, and a client of registries itself.
+pub const CONTAINERD: Need =
+    Need { units: &["containerd.service"], ..need("containerd", "containerd", "containerd: pushes and pulls") };
+/// containerd's client.
+pub const CTR: Need = need("ctr", "containerd", "containerd's client");
+/// A client without a daemon.
+pub const PODMAN: Need = Need {
+    units: &["podman.socket", "podman.service", "podman-restart.service", "podman-auto-update.timer"],
+    ..need("podman", "podman", "podman: pushes and pulls")
+};
+/// Another.
+pub const BUILDAH: Need = need("buildah", "buildah", "buildah: pushes and pulls");
+/// Runs something in a namespace of its own, or in somebody else's.
+pub const UNSHARE: Need = need("unshare", "util-linux", "makes namespaces");
 
 /// Those of `needs` whose program is not on this machine.
 #[must_use]
@@ -73,7 +95,8 @@ pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     for need in &missing {
         say(format!("  {:<16} {}", need.package, need.why));
     }
-    let held: Vec<HeldUnit> = missing.iter().filter_map(|need| HeldUnit::hold(need.unit?)).collect();
+    let held: Vec<HeldUnit> =
+        missing.iter().flat_map(|need| need.units).filter_map(|unit| HeldUnit::hold(unit)).collect();
     apt(&["update"]).step("apt-get update")?;
     let mut install = vec!["install", "-y", "--no-install-recommends"];
     install.extend(&packages);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::cmd::{Cmd, end_group, tail};
+use super::cmd::{Cmd, end_group, prefixed, tail};
 use super::interrupt;
 use super::secrets;
 
@@ -110,6 +110,11 @@ impl Service {
         self.child.wait().with_context(|| format!("cannot wait for {}", self.name))
     }
 
+    /// Kills it and all that it started (SIGKILL), and waits for its end.
+    pub fn kill(&mut self) {
+        end_group(&mut self.child, Duration::ZERO);
+    }
+
     /// Its processor time and memory now.
     ///
     /// # Errors
@@ -134,18 +139,7 @@ impl Drop for Service {
 
 /// `setpriv` sets the parent-death signal between fork and exec; doing that here would take `unsafe`.
 fn dies_with_us(command: &Command) -> Command {
-    let mut wrapped = Command::new("setpriv");
-    wrapped.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
-        };
-    }
-    if let Some(dir) = command.get_current_dir() {
-        wrapped.current_dir(dir);
-    }
-    wrapped
+    prefixed(command, &["setpriv", "--pdeathsig", "KILL", "--"])
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

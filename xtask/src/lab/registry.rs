@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tempfile::TempDir;
 
 use super::cmd::Cmd;
+use super::den::Den;
 use super::process::{Service, free_address, random, scratch};
 
 /// A registry that runs until this is dropped.
@@ -15,9 +16,10 @@ use super::process::{Service, free_address, random, scratch};
 pub struct Registry {
     service: Service,
     addr: SocketAddr,
+    prefix: Vec<String>,
     store: PathBuf,
     secret: u64,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Registry {
@@ -26,9 +28,21 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_by(Vec::new())
+    }
+
+    /// Starts a registry inside a den; the calling thread has to be inside its network, too.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_within(den: &Den) -> anyhow::Result<Self> {
+        Self::start_by(den.prefix())
+    }
+
+    fn start_by(prefix: Vec<String>) -> anyhow::Result<Self> {
         let dir = scratch("registry")?;
         let store = dir.path().join("data");
-        Self::over(store, random(), dir)
+        Self::over(prefix, store, random(), dir)
     }
 
     /// Starts another one over the same storage, as behind a load balancer. It must not outlive this one.
@@ -36,10 +50,10 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn sibling(&self) -> anyhow::Result<Self> {
-        Self::over(self.store.clone(), self.secret, scratch("registry")?)
+        Self::over(self.prefix.clone(), self.store.clone(), self.secret, scratch("registry")?)
     }
 
-    fn over(store: PathBuf, secret: u64, dir: TempDir) -> anyhow::Result<Self> {
+    fn over(prefix: Vec<String>, store: PathBuf, secret: u64, dir: TempDir) -> anyhow::Result<Self> {
         let addr = free_address()?;
         let config = dir.path().join("config.yml");
         // The file that Debian ships names an htpasswd path that is a directory; it does not start with it.
@@ -51,10 +65,22 @@ impl Registry {
             root = store.display(),
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
-        let cmd = Cmd::new("docker-registry").arg("serve").arg(&config);
-        let mut service = Service::start("docker-registry", cmd, dir.path())?;
-        service.wait_listening(addr)?;
-        Ok(Self { service, addr, store, secret, _dir: dir })
+        let service = serve(dir.path(), &prefix, addr)?;
+        Ok(Self { service, addr, prefix, store, secret, dir })
+    }
+
+    /// Kills it (SIGKILL).
+    pub fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    /// Starts it again after [`Self::kill`], at the same address with the same storage.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.service = serve(self.dir.path(), &self.prefix, self.addr)?;
+        Ok(())
     }
 
     /// Where it listens.
@@ -80,6 +106,27 @@ impl Registry {
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         let shard = hex.get(..2).unwrap_or("00");
-        self.store.join("docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
+        self.storage().join("blobs/sha256").join(shard).join(hex).join("data")
     }
+
+    /// Whether a repository has a blob: by upload or by mount.
+    #[must_use]
+    pub fn has(&self, repository: &str, digest: &str) -> bool {
+        let hex = digest.trim_start_matches("sha256:");
+        self.storage().join("repositories").join(repository).join("_layers/sha256").join(hex).join("link").is_file()
+    }
+
+    fn storage(&self) -> PathBuf {
+        self.store.join("docker/registry/v2")
+    }
+}
+
+fn serve(dir: &Path, prefix: &[String], addr: SocketAddr) -> anyhow::Result<Service> {
+    let mut cmd = Cmd::new("docker-registry").arg("serve").arg(dir.join("config.yml"));
+    if !prefix.is_empty() {
+        cmd = cmd.by(prefix);
+    }
+    let mut service = Service::start("docker-registry", cmd, dir)?;
+    service.wait_listening(addr)?;
+    Ok(service)
 }

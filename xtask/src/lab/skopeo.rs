@@ -49,9 +49,11 @@ impl Skopeo {
         cmd.arg(format!("docker://{from}")).arg(format!("oci:{}:latest", layout.display())).output()
     }
 
-    fn copy(&self, side: &str, creds: Option<&str>, trust: Trust<'_>) -> Cmd {
+    /// The command, with nothing of this machine's user in it.
+    #[must_use]
+    pub fn command(&self) -> Cmd {
         let home = self.home.path();
-        let mut cmd = Cmd::new("skopeo")
+        Cmd::new("skopeo")
             .env("HOME", home)
             .env("XDG_RUNTIME_DIR", home)
             .env("XDG_DATA_HOME", home)
@@ -60,7 +62,10 @@ impl Skopeo {
             .env("_CONTAINERS_ROOTLESS_UID", "65534")
             .args(["--insecure-policy", "--tmpdir"])
             .arg(home)
-            .args(["copy", "--quiet"]);
+    }
+
+    fn copy(&self, side: &str, creds: Option<&str>, trust: Trust<'_>) -> Cmd {
+        let mut cmd = self.command().args(["copy", "--quiet"]);
         if let Some(creds) = creds {
             cmd = cmd.arg(format!("--{side}-creds")).secret_arg(creds);
         }
