@@ -5,6 +5,7 @@ mod admission;
 mod bad_input;
 mod cli;
 mod data_plane;
+mod dist;
 mod explain;
 mod guard;
 mod https_upstream;

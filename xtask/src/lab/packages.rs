@@ -45,6 +45,13 @@ pub const NGINX: Need = Need { unit: Some("nginx.service"), ..need("nginx", "ngi
 /// The loopback interface of an own network namespace.
 pub const IP: Need = need("ip", "iproute2", "sets up a network namespace");
 
+/// Builds the Debian package.
+pub const DPKG_DEB: Need = need("dpkg-deb", "dpkg", "builds the Debian package");
+/// Compresses manual pages.
+pub const GZIP: Need = need("gzip", "gzip", "compresses manual pages");
+/// Archives.
+pub const TAR: Need = need("tar", "tar", "writes the image's layer");
+
 /// Those of `needs` whose program is not on this machine.
 #[must_use]
 pub fn missing(needs: &[Need]) -> Vec<Need> {
