@@ -7,6 +7,7 @@ mod bodies;
 mod cli;
 mod clients;
 mod data_plane;
+mod dist;
 mod explain;
 mod guard;
 mod https_upstream;

@@ -13,6 +13,7 @@ use crate::edge::explain::ExplainArgs;
 use crate::edge::guard::GuardArgs;
 use crate::edge::revoke::RevokeArgs;
 use crate::edge::user::UserArgs;
+use crate::manual::{CompletionsArgs, ManArgs};
 
 /// A hardened gate for private Docker/OCI registries
 ///
@@ -63,6 +64,10 @@ pub enum Command {
     Revoke(RevokeArgs),
     /// Close the registry's port in the kernel (eBPF)
     Guard(GuardArgs),
+    /// Print the completions of a shell: `portcullis completions bash`
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
 }
 
 const SERVE_EXAMPLES: &str = "\

@@ -21,3 +21,5 @@ pub mod verdict;
 pub mod cli;
 #[cfg(feature = "edge")]
 pub mod edge;
+#[cfg(feature = "edge")]
+pub mod manual;

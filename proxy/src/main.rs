@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use portcullis::cli::{Cli, Command, ServeArgs};
 use portcullis::config::{self, Config};
 use portcullis::edge::{self, explain::ExplainArgs};
+use portcullis::manual;
 
 /// What clap uses for a command line that it does not understand.
 const USAGE: u8 = 2;
@@ -28,6 +29,8 @@ fn main() -> ExitCode {
         Command::User(args) => report(edge::user::run(args)),
         Command::Revoke(args) => report(edge::revoke::run(args)),
         Command::Guard(args) => report(edge::guard::run(args)),
+        Command::Completions(args) => report(manual::completions(args)),
+        Command::Man(args) => report(manual::pages(args)),
     };
     outcome.unwrap_or_else(|errors| {
         say("error", &errors);

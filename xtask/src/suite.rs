@@ -11,7 +11,7 @@ use crate::lab::packages::{self, Need};
 use crate::lab::process::is_root;
 use crate::lab::ui::{Step, say, table};
 use crate::lab::{interrupt, skips};
-use crate::{build_ebpf, workspace};
+use crate::{build_ebpf, dist, workspace};
 
 mod libtest;
 
@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let clippy = ["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
         summary.check("clippy", || component("clippy", "clippy", &clippy))?;
         summary.check("core alone", core_alone)?;
-        summary.check("release build", release)?;
+        summary.check("release build and packages", packages)?;
     }
     tests(&mut summary, args)?;
     summary.show()
@@ -196,10 +196,11 @@ fn core_alone() -> anyhow::Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn release() -> anyhow::Result<Outcome> {
-    let cmd = workspace::cargo().args(["build", "--release", "--locked"]);
-    let output = cmd.log(workspace::log("release")?).step("cargo build --release")?;
-    let text = output.everything();
+/// The artefacts are what users get: built here as they are for them, and tried by the tests.
+fn packages() -> anyhow::Result<Outcome> {
+    dist::run(&dist::Args::default())?;
+    let log = workspace::log(dist::LOG)?;
+    let text = fs::read_to_string(&log).unwrap_or_default();
     if let Some(at) = text.find("warning:") {
         bail!("cargo build --release warns:\n{}", tail(&text[at..]));
     }
@@ -218,8 +219,9 @@ fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
         .one_pipe()
         .limit(TESTS_LIMIT)
         .log(&log);
-    if let Some(filter) = &args.filter {
-        cmd = cmd.args(["--", filter]);
+    match &args.filter {
+        Some(filter) => cmd = cmd.args(["--", filter]),
+        None => cmd = cmd.env(dist::VARIABLE, dist::directory()),
     }
     let output = cmd.watched(&mut |line| {
         if report.read(line) {

@@ -66,6 +66,12 @@ pub const PODMAN: Need = Need {
 pub const BUILDAH: Need = need("buildah", "buildah", "buildah: pushes and pulls");
 /// Runs something in a namespace of its own, or in somebody else's.
 pub const UNSHARE: Need = need("unshare", "util-linux", "makes namespaces");
+/// Builds the Debian package.
+pub const DPKG_DEB: Need = need("dpkg-deb", "dpkg", "builds the Debian package");
+/// Compresses manual pages.
+pub const GZIP: Need = need("gzip", "gzip", "compresses manual pages");
+/// Archives.
+pub const TAR: Need = need("tar", "tar", "writes the image's layer");
 
 /// Those of `needs` whose program is not on this machine.
 #[must_use]

@@ -1,0 +1,66 @@
+//! What `cargo xtask dist` makes, used as its receivers use it: the package is installed and purged, the image is run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::cmd::Cmd;
+use crate::support::packages::{CURL, DPKG_DEB, IP, REGISTRY, SKOPEO};
+use crate::support::{add_user, misses, root, scratch, skips};
+
+/// Where `cargo xtask test` has put the artefacts.
+const DIST: &str = "PORTCULLIS_DIST";
+
+fn artefact(suffix: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os(DIST).map(PathBuf::from)?;
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    names.filter(|path| path.to_string_lossy().ends_with(suffix)).max()
+}
+
+/// Runs one of the scripts in `tests/support` in namespaces of its own, and expects it to reach its end.
+fn plays(script: &str, artefact: &Path, room: &Path) {
+    let namespaces =
+        ["--mount", "--propagation=private", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"];
+    let cmd = Cmd::new("unshare").args(namespaces).arg(root().join("tests/support").join(script));
+    let output = cmd.arg(room).arg(artefact).output().unwrap();
+    let text = output.everything();
+    assert!(output.status.success() && text.contains("the end was reached"), "{}\n{text}", output.status);
+}
+
+fn cannot(needs: &[crate::support::Need], found: Option<&PathBuf>) -> bool {
+    if misses(needs) {
+        return true;
+    }
+    let reason = match found {
+        None => "needs the artefacts of `cargo xtask dist`, which `cargo xtask test` without a filter makes",
+        Some(_) if !rustix::process::geteuid().is_root() => "needs root",
+        Some(_) => return false,
+    };
+    skips::skip(reason);
+    true
+}
+
+#[test]
+fn the_package_installs_upgrades_and_leaves_nothing_behind() {
+    let deb = artefact(".deb");
+    if cannot(&[DPKG_DEB], deb.as_ref()) {
+        return;
+    }
+    let dir = scratch("package").unwrap();
+    plays("package.sh", &deb.unwrap(), dir.path());
+}
+
+#[test]
+fn the_image_behaves_as_the_container_of_2014_did() {
+    let image = artefact(".oci.tar");
+    if cannot(&[CURL, IP, REGISTRY, SKOPEO], image.as_ref()) {
+        return;
+    }
+    let image = image.unwrap();
+    let dir = scratch("container").unwrap();
+    for form in ["oci-archive", "docker-archive"] {
+        let told = Cmd::new("skopeo").arg("inspect").arg(format!("{form}:{}", image.display())).run().unwrap();
+        assert!(told.contains("PORTCULLIS_LISTEN=0.0.0.0:80"), "{form}: {told}");
+    }
+    add_user(crate::support::program(), dir.path(), "alice", "open sesame").unwrap();
+    plays("container.sh", &image, dir.path());
+}
