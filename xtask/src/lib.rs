@@ -5,5 +5,6 @@ pub mod build_ebpf;
 pub mod cli;
 pub mod demo;
 pub mod lab;
+pub mod soak;
 pub mod suite;
 pub mod workspace;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tempfile::TempDir;
@@ -37,10 +37,20 @@ impl Registry {
             secret = random(),
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
-        let cmd = Cmd::new("docker-registry").arg("serve").arg(&config);
-        let mut service = Service::start("docker-registry", cmd, dir.path())?;
-        service.wait_listening(addr)?;
+        let service = serve(dir.path(), addr)?;
         Ok(Self { service, addr, dir })
+    }
+
+    /// Ends it, if it has not, and starts another on the same address and the same storage.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        while self.service.exited().is_none() {
+            Cmd::new("kill").args(["-KILL", &self.service.pid().to_string()]).output()?;
+        }
+        self.service = serve(self.dir.path(), self.addr)?;
+        Ok(())
     }
 
     /// Where it listens.
@@ -68,4 +78,11 @@ impl Registry {
         let shard = hex.get(..2).unwrap_or("00");
         self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
     }
+}
+
+fn serve(dir: &Path, addr: SocketAddr) -> anyhow::Result<Service> {
+    let cmd = Cmd::new("docker-registry").arg("serve").arg(dir.join("config.yml"));
+    let mut service = Service::start("docker-registry", cmd, dir)?;
+    service.wait_listening(addr)?;
+    Ok(service)
 }
