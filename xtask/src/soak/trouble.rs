@@ -14,15 +14,18 @@ use crate::lab::registry::Registry;
 pub(super) fn start(mut registry: Registry, tally: Arc<Tally>, seed: u64) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut dice = Dice::new(seed ^ 0xdead);
-        while tally.goes_on() {
+        for round in 0.. {
             tally.sleep(Duration::from_millis(1_000 + dice.below(7_000)));
-            if dice.below(3) == 0 {
+            if !tally.goes_on() {
+                return;
+            }
+            if round > 0 && dice.below(3) == 0 {
                 let pid = registry.service().pid();
                 signal("STOP", pid);
                 tally.sleep(Duration::from_millis(200 + dice.below(2_000)));
                 signal("CONT", pid);
                 tally.stops.fetch_add(1, Ordering::Relaxed);
-            } else if tally.goes_on() {
+            } else {
                 signal("KILL", registry.service().pid());
                 tally.sleep(Duration::from_millis(dice.below(1_000)));
                 if let Err(error) = registry.restart() {
