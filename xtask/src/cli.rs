@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build_ebpf, demo, dist, suite};
+use crate::{bench, build_ebpf, demo, dist, soak, suite};
 
 /// Builds, shows, tests and measures Portcullis.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ pub enum Command {
     Bench(bench::Args),
     /// Build the Debian package and the container image, with checksums and a list of what is inside
     Dist(dist::Args),
+    /// Load the gate for minutes or hours, break off, kill its registry, and look whether anything is wrong or left behind
+    Soak(soak::Args),
 }
 
 /// Runs a command.
@@ -39,5 +41,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Test(args) => suite::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Dist(args) => dist::run(args),
+        Command::Soak(args) => soak::run(args),
     }
 }

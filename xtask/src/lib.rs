@@ -6,5 +6,6 @@ pub mod cli;
 pub mod demo;
 pub mod dist;
 pub mod lab;
+pub mod soak;
 pub mod suite;
 pub mod workspace;

@@ -86,6 +86,32 @@ fn an_old_client_gets_no_chunks() {
 }
 
 #[test]
+fn a_body_that_ends_with_its_connection_goes_on_in_chunks() {
+    let (head, plan) = returned("HTTP/1.0 200 OK\r\n\r\n", "GET", Version::Http11);
+    assert_eq!(head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    assert_eq!(plan, ResponsePlan { framing: Framing::Chunked, keep_alive: true });
+    let (head, plan) = returned("HTTP/1.0 200 OK\r\n\r\n", "GET", Version::Http10);
+    assert_eq!(head, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+    assert_eq!(plan, ResponsePlan { framing: Framing::UntilClose, keep_alive: false });
+}
+
+#[test]
+fn a_wish_for_another_protocol_crosses_only_where_it_may() {
+    let wish = |protocol: &str| {
+        forwarded(&format!("GET / HTTP/1.1\r\nHost: r.example\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"))
+    };
+    let plain = format!("GET / HTTP/1.1\r\nHost: r.example\r\n{ASSERTED}");
+    assert_eq!(wish("websocket"), format!("{plain}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"));
+    assert_eq!(wish("h2c"), format!("{plain}\r\n"));
+    let answer = "HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\nX-A: b\r\n\
+                  Content-Length: 5\r\n\r\n";
+    let mut out = Vec::new();
+    switched_head(&head::response(answer.as_bytes(), "GET").expect(answer), &mut out);
+    let want = "HTTP/1.1 101 Go\r\nX-A: b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(String::from_utf8(out).expect("text"), want);
+}
+
+#[test]
 fn only_the_upstreams_own_locations_are_rewritten() {
     let own = OwnOrigin { authorities: ["127.0.0.1:5000", "r.example"], public_url: None };
     for (from, to) in [

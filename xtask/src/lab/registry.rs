@@ -74,11 +74,14 @@ impl Registry {
         self.service.kill();
     }
 
-    /// Starts it again after [`Self::kill`], at the same address with the same storage.
+    /// Starts it again at the same address with the same storage; what still runs is killed first.
     ///
     /// # Errors
     /// When it does not start.
     pub fn restart(&mut self) -> anyhow::Result<()> {
+        if self.service.exited().is_none() {
+            self.kill();
+        }
         self.service = serve(self.dir.path(), &self.prefix, self.addr)?;
         Ok(())
     }
