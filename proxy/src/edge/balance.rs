@@ -307,6 +307,6 @@ pub fn metrics(sites: &[Site], out: &mut String) {
         (",state=\"idle\"", |one| one.total(|tally| &tally.idle)),
     ];
     family("connections", "gauge", "Connections by what they do: an exchange, or nothing.", &states);
-    let up = "0 while it is left alone because it failed.";
+    let up = "0 after failures in a row, until it answers again.";
     family("up", "gauge", up, &[("", |one| u64::from(one.up.load(Ordering::Relaxed)))]);
 }
