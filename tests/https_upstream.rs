@@ -2,12 +2,13 @@
 //! is a second gate, which lets anybody pull.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::support::hello::{Reply, Stub};
 use crate::support::http::get;
 use crate::support::pki::{Authority, Identity};
-use crate::support::{Gate, Serve, htpasswd, program, scratch};
+use crate::support::{Gate, Serve, free_address, htpasswd, program, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -31,11 +32,37 @@ fn open_gate(dir: &Path, identity: &Identity, backend: &Stub) -> Gate {
 
 /// A gate with a user, before `https://localhost:PORT` checked against `roots`.
 fn inner(dir: &Path, upstream: &Gate, roots: &Path) -> Gate {
+    watched(dir, upstream, roots, None)
+}
+
+/// The same with an admin listener.
+fn watched(dir: &Path, upstream: &Gate, roots: &Path, admin: Option<SocketAddr>) -> Gate {
     let config = dir.join("inner.toml");
     fs::write(&config, format!("upstream_ca = {roots:?}\n")).unwrap();
     let serve = Serve::new(program()).unwrap().flag("--config", &config);
     let url = format!("https://localhost:{}", upstream.addr().port());
+    let serve = admin.into_iter().fold(serve, Serve::admin);
     serve.flag("--backend", url).flag("--htpasswd", htpasswd(dir, LINE)).start().unwrap()
+}
+
+#[test]
+fn an_encrypted_connection_is_kept_and_used_again() {
+    let dir = scratch("https-kept").unwrap();
+    let ca = authority(dir.path(), "right");
+    let identity = ca.issue("upstream", &["localhost"]).unwrap();
+    let registry = Stub::hello().unwrap();
+    let upstream = open_gate(dir.path(), &identity, &registry);
+    let admin = free_address().unwrap();
+    let gate = watched(dir.path(), &upstream, &ca.cert, Some(admin));
+    for _ in 0..10 {
+        assert_eq!(get(gate.addr(), TARGET, Some(CREDS)).unwrap().status, 200);
+    }
+    let metrics = get(admin, "/metrics", None).unwrap().text();
+    let opened =
+        metrics.lines().find(|line| line.starts_with("portcullis_upstream_connections_opened_total{")).unwrap();
+    let opened: usize = opened.rsplit(' ').next().unwrap().parse().unwrap();
+    // One for each worker at the most.
+    assert!(opened <= std::thread::available_parallelism().unwrap().get(), "{opened}");
 }
 
 #[test]

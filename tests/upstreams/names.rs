@@ -31,8 +31,12 @@ fn cannot() -> bool {
     !works
 }
 
-/// An answer that says on which of this machine's addresses it was asked.
+/// An answer that says on which of this machine's addresses it was asked. After anything but a GET it closes.
 fn listen(address: &str, port: u16) -> u16 {
+    answering(address, port, 200)
+}
+
+fn answering(address: &str, port: u16, status: u16) -> u16 {
     let listener = TcpListener::bind((address, port)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let address = address.to_owned();
@@ -40,8 +44,18 @@ fn listen(address: &str, port: u16) -> u16 {
         for mut stream in listener.incoming().flatten() {
             let address = address.clone();
             thread::spawn(move || {
-                while !read_head(&mut stream).is_empty() {
-                    say(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{address}", address.len()));
+                loop {
+                    let head = read_head(&mut stream);
+                    let keeps = head.starts_with(b"GET ");
+                    let close = if keeps { "" } else { "Connection: close\r\n" };
+                    let length = address.len();
+                    say(
+                        &mut stream,
+                        &format!("HTTP/1.1 {status} Answer\r\n{close}Content-Length: {length}\r\n\r\n{address}"),
+                    );
+                    if !keeps {
+                        return;
+                    }
                 }
             });
         }
@@ -62,11 +76,15 @@ struct Named {
 }
 
 fn named(hosts: &str, upstreams: &[String]) -> anyhow::Result<Named> {
+    behind(hosts, upstreams, "")
+}
+
+fn behind(hosts: &str, upstreams: &[String], auth: &str) -> anyhow::Result<Named> {
     let dir = scratch("names")?;
     let (path, config) = (dir.path().join("hosts"), dir.path().join("gate.toml"));
     fs::write(&path, hosts)?;
     let text = format!(
-        "workers = 1\n[[site]]\nkind = \"http\"\nupstreams = {upstreams:?}\n[limits]\n{LIMITS}resolve_interval = \"100ms\"\n"
+        "workers = 1\n[[site]]\nkind = \"http\"\nupstreams = {upstreams:?}\n[limits]\n{LIMITS}resolve_interval = \"100ms\"\n{auth}"
     );
     fs::write(&config, text)?;
     let admin = free_address()?;
@@ -106,14 +124,10 @@ fn a_name_that_moves_is_followed_and_one_that_vanishes_stays() {
     assert!(named.front.gate.says("its last addresses stay"), "{}", named.front.gate.log());
     assert_eq!(named.answer(), "127.0.0.2");
     named.hosts("127.0.0.1 registry.test\n127.0.0.2 registry.test\n");
-    // Without keeping connections, each request takes the next address.
+    // Each on a new connection, to the next address.
     let mut seen = std::collections::BTreeSet::new();
     until("both are used", || {
-        let request =
-            format!("POST / HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\nContent-Length: 0\r\n\r\n", basic(CREDS));
-        let mut many: Vec<_> = (0..4).map(|_| Connection::open(named.front.gate.addr()).unwrap()).collect();
-        many.iter_mut().for_each(|one| one.send(&request).unwrap());
-        seen.extend(many.iter_mut().map(|one| one.receive(false).unwrap().text()));
+        seen.insert(named.front.send("POST", "/", None).text());
         seen.len() == 2
     });
 }
@@ -148,4 +162,21 @@ fn a_name_that_is_not_found_at_the_start_is_an_error_unless_there_is_another() {
     }
     named.hosts("127.0.0.1 other.test\n127.0.0.2 registry.test\n");
     until("the late one is used", || named.answer() == "127.0.0.2");
+}
+
+#[test]
+fn the_auth_backends_name_is_followed_too() {
+    if cannot() {
+        return;
+    }
+    let upstream = Stub::hello().unwrap();
+    let port = answering("127.0.0.1", free_address().unwrap().port(), 200);
+    answering("127.0.0.2", port, 403);
+    let auth =
+        format!("[auth]\nbackend = \"http://auth.test:{port}\"\n[verdicts]\nallow_ttl = \"0s\"\ndeny_ttl = \"0s\"\n");
+    let named = behind("127.0.0.1 auth.test\n", &[upstream.url()], &auth).unwrap();
+    let ask = || get(named.front.gate.addr(), "/", Some("somebody:x")).unwrap().status;
+    assert_eq!(ask(), 200);
+    named.hosts("127.0.0.2 auth.test\n");
+    until("the name has moved", || ask() == 403);
 }

@@ -216,7 +216,8 @@ pub struct Limits {
     pub failed_login_delay: Duration,
     /// How long an unused upstream connection is kept; must stay below the registry's own. Default 30 s.
     pub upstream_idle: Duration,
-    /// How long after a request's first attempt it may still go to another upstream. Default 30 s.
+    /// How long one of several upstreams may take to begin its answer to a GET or HEAD before the next one is asked; after
+    /// three times that, no further one is. Default 30 s.
     pub retry_timeout: Duration,
     /// How often the names of upstreams are looked up again. Default 30 s.
     pub resolve_interval: Duration,

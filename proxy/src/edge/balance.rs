@@ -26,6 +26,9 @@ use crate::limit::Millis;
 /// Upstreams that one request is sent to at the most.
 const ATTEMPTS: usize = 4;
 
+/// After so many times the time for one attempt no further one begins.
+const RETRYING: u64 = 3;
+
 /// The first while that an upstream is out, and the longest.
 const PAUSE: Millis = 1_000;
 const LONGEST_PAUSE: Millis = 60_000;
@@ -140,7 +143,7 @@ pub struct Upstreams {
     members: Vec<(Arc<Upstream>, Pool)>,
     balance: RefCell<Balance>,
     watch: Rc<Watch>,
-    retry_timeout: Millis,
+    retry_timeout: Duration,
 }
 
 impl Upstreams {
@@ -153,13 +156,13 @@ impl Upstreams {
         };
         let members: Vec<_> = site.upstreams.iter().map(member).collect();
         let balance = RefCell::new(Balance::new(members.len()));
-        let retry_timeout = Millis::try_from(limits.retry_timeout.as_millis()).unwrap_or(Millis::MAX);
-        Self { members, balance, watch, retry_timeout }
+        Self { members, balance, watch, retry_timeout: limits.retry_timeout }
     }
 
     /// The attempts of one request; `repeatable` when it may be sent to one after the other.
     pub fn tries(&self, repeatable: bool) -> Tries<'_> {
-        let until = self.watch.now().saturating_add(self.retry_timeout);
+        let all = Millis::try_from(self.retry_timeout.as_millis()).unwrap_or(Millis::MAX).saturating_mul(RETRYING);
+        let until = self.watch.now().saturating_add(all);
         Tries { upstreams: self, repeatable, tried: Vec::new(), until }
     }
 
@@ -205,6 +208,11 @@ impl<'u> Tries<'u> {
     pub fn has_better(&self) -> bool {
         let wish = Wish { tried: &self.tried, repeatable: self.repeatable };
         !self.is_over() && self.upstreams.balance.borrow().has_better(&wish, |index| self.standing(index))
+    }
+
+    /// How long to wait for an answer: less than `all` where another upstream may have it sooner.
+    pub fn patience(&self, all: Duration) -> Duration {
+        if self.repeatable && self.has_better() { all.min(self.upstreams.retry_timeout) } else { all }
     }
 
     fn is_over(&self) -> bool {
@@ -307,6 +315,6 @@ pub fn metrics(sites: &[Site], out: &mut String) {
         (",state=\"idle\"", |one| one.total(|tally| &tally.idle)),
     ];
     family("connections", "gauge", "Connections by what they do: an exchange, or nothing.", &states);
-    let up = "0 while it is left alone because it failed.";
+    let up = "0 after failures in a row, until it answers again.";
     family("up", "gauge", up, &[("", |one| u64::from(one.up.load(Ordering::Relaxed)))]);
 }

@@ -146,7 +146,8 @@ impl Exchange<'_> {
     ) -> Result<Next, Failed> {
         let mut up = lease.connection().await.map_err(|error| cannot_connect(&error))?;
         loop {
-            match self.ask(&mut up).await {
+            let patience = tries.patience(self.limits().response_timeout);
+            match self.ask(&mut up, patience).await {
                 Ok(len) => {
                     let status = status(&up.read).filter(|status| safe && is_failure(*status));
                     if let Some(status) = status.filter(|_| tries.has_better()) {
@@ -166,11 +167,11 @@ impl Exchange<'_> {
         }
     }
 
-    async fn ask(&self, up: &mut Connection) -> Result<usize, NoResponse> {
+    async fn ask(&self, up: &mut Connection, patience: Duration) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
         up.stream.expect_large_body(self.is_blob);
         up.stream.write_all(&self.wire).await.map_err(lost)?;
-        up.stream.socket().expect_within(self.limits().response_timeout);
+        up.stream.socket().expect_within(patience);
         response_head(&up.stream, &mut up.read).await
     }
 
