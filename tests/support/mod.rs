@@ -1,9 +1,13 @@
 //! What the integration tests share: the program under test, the lab of `xtask`, and the work tree as text.
 
 pub(crate) mod raw;
+pub(crate) mod secure;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
@@ -36,6 +40,22 @@ pub(crate) fn htpasswd(dir: &Path, line: &str) -> PathBuf {
     let file = dir.join("users.htpasswd");
     fs::write(&file, format!("{line}\n")).unwrap();
     file
+}
+
+/// The value of a sample of a gate's metrics.
+pub(crate) fn metric(admin: SocketAddr, sample: &str) -> u64 {
+    let text = http::get(admin, "/metrics", None).unwrap().text();
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {sample} in\n{text}")).parse().unwrap()
+}
+
+/// Waits until something holds, for as long as a busy machine may need.
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "still not so after 30 s: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// All text files of the project, by their path from the top.

@@ -25,10 +25,18 @@ impl Config {
         writeln!(out, "{listeners}, {sites}, {}, {workers}", counted(self.rules.len(), "rule"))?;
         for listener in &self.listeners {
             match listener.tls.as_slice() {
-                [] => writeln!(out, "  listen {} plain HTTP", listener.address)?,
-                [one] => writeln!(out, "  listen {} TLS {}", listener.address, one.cert.display())?,
-                several => writeln!(out, "  listen {} TLS {} certificates", listener.address, several.len())?,
+                [] => write!(out, "  listen {} plain HTTP", listener.address)?,
+                [one] => write!(out, "  listen {} TLS {}", listener.address, one.cert.display())?,
+                several => write!(out, "  listen {} TLS {} certificates", listener.address, several.len())?,
             }
+            if let Some(path) = &listener.client_ca {
+                write!(out, ", clients of {}", path.display())?;
+            }
+            if !listener.proxy_protocol.is_empty() {
+                let blocks: Vec<String> = listener.proxy_protocol.iter().map(ToString::to_string).collect();
+                write!(out, ", PROXY protocol from {}", blocks.join(" "))?;
+            }
+            writeln!(out)?;
         }
         for site in &self.sites {
             writeln!(out, "  site {}", describe_site(site))?;

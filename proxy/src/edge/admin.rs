@@ -130,6 +130,8 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_tls_handshakes_total", "counter", "Finished TLS handshakes.", &tls.done_samples());
     let failed = tls.failed_samples();
     family("portcullis_tls_handshake_failures_total", "counter", "Failed TLS handshakes by reason.", &failed);
+    let under_way = plain(shared.handshakes.taken() as u64);
+    family("portcullis_tls_handshakes_under_way", "gauge", "TLS handshakes that have begun.", &under_way);
     let renewals = [
         ("{result=\"ok\"}".to_owned(), load(&tls.renewed)),
         ("{result=\"failed\"}".to_owned(), load(&tls.renewal_failed)),

@@ -62,6 +62,8 @@ async fn told(worker: &Worker, socket: &Watched, peer: SocketAddr) -> Option<Soc
             socket.expect_nothing();
             Some(source.unwrap_or(peer))
         }
+        // A balancer that only tries whether the port is open.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
         Err(error) => {
             let counters = &worker.shared.counters;
             let first = counters.proxy_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
@@ -82,6 +84,7 @@ async fn header(socket: &Watched) -> io::Result<Option<SocketAddr>> {
     loop {
         let n = match socket.try_peek(&mut seen) {
             Ok(0) if socket.expired() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) if taken.is_empty() => return Err(io::ErrorKind::ConnectionAborted.into()),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => n,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

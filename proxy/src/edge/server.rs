@@ -30,6 +30,7 @@ use super::listener::{Bound, Settings};
 use super::names::{self, Name};
 use super::origins::{self, Finder};
 use super::sys::driver::{Driver, Kind as DriverKind};
+use super::sys::memory::keep_working_memory;
 use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
 use super::sys::socket;
 use super::telemetry::{Counters, Log, say};
@@ -49,6 +50,7 @@ const FILE_CHECK: Duration = Duration::from_secs(1);
 /// When it cannot start; the text names the thing and the remedy. Nothing is left half-started.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     raise_file_limit();
+    keep_working_memory();
     let voucher = Voucher::open(config.guard.pin.as_deref())?.map(Arc::new);
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 /// The turns. Shared by all workers.
 pub struct Turns {
     state: Mutex<State>,
+    at_once: usize,
     queue: usize,
 }
 
@@ -57,7 +58,12 @@ impl Turns {
     /// `at_once` turns, and `queue` who may wait for one.
     pub fn new(at_once: usize, queue: usize) -> Self {
         let state = State { free: at_once, next: 0, waiting: VecDeque::new(), granted: Vec::new() };
-        Self { state: Mutex::new(state), queue }
+        Self { state: Mutex::new(state), at_once, queue }
+    }
+
+    /// How many turns are taken.
+    pub fn taken(&self) -> usize {
+        self.at_once.saturating_sub(self.lock().free)
     }
 
     /// Waits for a turn.
@@ -178,6 +184,7 @@ mod tests {
         let (waits, bell_3) = poll(&mut third);
         assert!(waits.is_pending());
         assert_eq!(ready(&turns).unwrap_err(), Full, "one works and two wait");
+        assert_eq!(turns.taken(), 1);
         drop(first);
         assert_eq!((bell_2.0.load(Ordering::SeqCst), bell_3.0.load(Ordering::SeqCst)), (1, 0));
         let mut late = turns.take();

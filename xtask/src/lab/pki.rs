@@ -26,6 +26,15 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
+/// A kind of key.
+#[derive(Debug, Clone, Copy)]
+pub enum Key {
+    /// ECDSA on P-256.
+    P256,
+    /// RSA, 2048 bits.
+    Rsa2048,
+}
+
 impl Authority {
     /// Makes a CA; its files are `ca.crt` and `ca.key` in `dir`.
     ///
@@ -44,11 +53,19 @@ impl Authority {
         Ok(Self { dir: dir.to_owned(), cert, key })
     }
 
-    /// Signs a server certificate for names and addresses; its files are `NAME.crt` and `NAME.key`.
+    /// Signs a certificate for names and addresses; its files are `NAME.crt` and `NAME.key`.
     ///
     /// # Errors
     /// When openssl fails.
     pub fn issue(&self, name: &str, hosts: &[&str]) -> anyhow::Result<Identity> {
+        self.issue_as(name, hosts, Key::P256, 30)
+    }
+
+    /// The same with a key of this kind, for so many days from now; a negative number makes one that has expired.
+    ///
+    /// # Errors
+    /// When openssl fails.
+    pub fn issue_as(&self, name: &str, hosts: &[&str], kind: Key, days: i32) -> anyhow::Result<Identity> {
         let file = |end: &str| self.dir.join(format!("{name}.{end}"));
         let (cert, key, request, extensions) = (file("crt"), file("key"), file("csr"), file("ext"));
         let names: Vec<String> = hosts
@@ -60,15 +77,20 @@ impl Authority {
             names.join(",")
         );
         fs::write(&extensions, text).with_context(|| format!("cannot write {}", extensions.display()))?;
+        let kind: &[&str] = match kind {
+            Key::P256 => &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Key::Rsa2048 => &["rsa:2048"],
+        };
         openssl(&self.dir)
-            .args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+            .args(["req", "-nodes", "-newkey"])
+            .args(kind)
             .args(["-subj", &format!("/CN={name}"), "-keyout"])
             .arg(&key)
             .arg("-out")
             .arg(&request)
             .run()?;
         openssl(&self.dir)
-            .args(["x509", "-req", "-days", "30", "-CAcreateserial", "-in"])
+            .args(["x509", "-req", "-days", &days.to_string(), "-CAcreateserial", "-in"])
             .arg(&request)
             .arg("-CA")
             .arg(&self.cert)
