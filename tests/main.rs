@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod clients;
 mod data_plane;
+mod differential;
 mod explain;
 mod guard;
 mod https_upstream;
