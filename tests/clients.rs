@@ -12,7 +12,7 @@ use crate::support::curl::{Answer, Curl};
 use crate::support::docker::Docker;
 use crate::support::image;
 use crate::support::packages::{BUILDAH, CONTAINERD, CTR, DOCKER, DOCKERD, PODMAN};
-use crate::support::podman::Podman;
+use crate::support::podman::Daemonless;
 use crate::support::registry::Registry;
 
 use world::{PASSWORD, World, inside};
@@ -59,7 +59,7 @@ fn docker() {
 #[test]
 fn podman() {
     inside(&[PODMAN], Registry::url, |world| {
-        let podman = Podman::podman(world.den).unwrap();
+        let podman = Daemonless::podman(world.den).unwrap();
         storage_client(&world, || podman.command(world.den), "save");
     });
 }
@@ -67,7 +67,7 @@ fn podman() {
 #[test]
 fn buildah() {
     inside(&[BUILDAH], Registry::url, |world| {
-        let buildah = Podman::buildah(world.den).unwrap();
+        let buildah = Daemonless::buildah(world.den).unwrap();
         storage_client(&world, || buildah.command(world.den), "push");
     });
 }

@@ -8,6 +8,7 @@ mod cli;
 mod clients;
 mod data_plane;
 mod dist;
+mod differential;
 mod explain;
 mod guard;
 mod heads;

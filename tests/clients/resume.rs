@@ -229,6 +229,35 @@ fn ctr_goes_on_where_it_was_cut() {
     );
 }
 
+/// Until its release 1.11 it does not go on by itself, nor do podman and buildah of that time: the user reads that it
+/// failed, and the next try is whole.
+#[test]
+fn skopeo_never_takes_a_cut_body_for_a_whole_one() {
+    let cuts = Arc::new(AtomicUsize::new(0));
+    inside(
+        &[],
+        |registry| breaking(registry.addr(), &cuts),
+        |world| {
+            push(&world);
+            let back = world.path("back");
+            let pull = || {
+                let cmd = world.skopeo.command().args(["copy", "--quiet", "--src-cert-dir"]).arg(&world.trust);
+                let cmd = cmd.arg("--src-creds").secret_arg(format!("alice:{PASSWORD}")).arg(world.remote("team/app"));
+                cmd.arg(format!("oci:{}:latest", back.display()))
+            };
+            cuts.store(1, Ordering::SeqCst);
+            let cut = pull().output().unwrap();
+            assert_eq!(cuts.load(Ordering::SeqCst), 0, "nothing was cut");
+            if !cut.status.success() {
+                assert!(cut.everything().contains("unexpected EOF"), "{}", cut.everything());
+                world.ok(pull());
+            }
+            let same = image::compare(world.layout.path(), &back).unwrap();
+            assert_eq!((same.blobs, same.bytes), (5, world.image.bytes));
+        },
+    );
+}
+
 /// The world's image, pushed by skopeo.
 fn push(world: &World<'_>) -> String {
     let cmd = world.skopeo.command().args(["copy", "--quiet", "--dest-cert-dir"]).arg(&world.trust);

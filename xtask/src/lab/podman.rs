@@ -11,13 +11,13 @@ use super::process::scratch;
 
 /// One of the two, with a storage of its own.
 #[derive(Debug)]
-pub struct Podman {
+pub struct Daemonless {
     program: &'static str,
     driver: &'static str,
     dir: TempDir,
 }
 
-impl Podman {
+impl Daemonless {
     /// podman: on overlays, or on plain copies (vfs) where overlays are refused.
     ///
     /// # Errors
