@@ -4,6 +4,7 @@
 mod admission;
 mod bad_input;
 mod cli;
+mod corpora;
 mod data_plane;
 mod explain;
 mod guard;
@@ -15,6 +16,7 @@ mod readme;
 mod revoke;
 mod round_trip;
 mod secrets;
+mod smuggling;
 mod support;
 mod throttle;
 mod tidy;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build_ebpf, demo, suite};
+use crate::{bench, build_ebpf, demo, fuzz, suite};
 
 /// Builds, shows, tests and measures Portcullis.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ pub enum Command {
     Test(suite::Args),
     /// Measure the gate next to its peers
     Bench(bench::Args),
+    /// Look for bytes that break a promise of a parser
+    Fuzz(fuzz::Args),
 }
 
 /// Runs a command.
@@ -36,5 +38,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => suite::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
     }
 }

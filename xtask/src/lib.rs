@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
 pub mod demo;
+pub mod fuzz;
 pub mod lab;
 pub mod suite;
 pub mod workspace;
