@@ -9,6 +9,7 @@ mod data_plane;
 mod explain;
 mod guard;
 mod https_upstream;
+mod past_failures;
 mod policy;
 mod production;
 mod queue;
