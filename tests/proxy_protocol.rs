@@ -9,12 +9,10 @@ use std::time::Duration;
 use crate::support::cmd::Cmd;
 use crate::support::hello::{Reply, Stub};
 use crate::support::http::basic;
-use crate::support::packages::{CURL, Need, OPENSSL};
+use crate::support::packages::{CURL, HAPROXY, OPENSSL};
 use crate::support::pki::Authority;
 use crate::support::{Gate, Serve, Service, free_address, htpasswd, metric, misses, program, scratch, wait_for};
 
-const HAPROXY: Need =
-    Need { program: "haproxy", package: "haproxy", why: "speaks the PROXY protocol", unit: Some("haproxy.service") };
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const REQUEST: &str = "GET /v2/a/tags/list HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const OPEN: &str = "[[rule]]\nwho = [\"anonymous\"]\nrepositories = [\"**\"]\nactions = [\"pull\"]\n";

@@ -12,6 +12,7 @@ pub mod config;
 pub mod forward;
 pub mod http;
 pub mod limit;
+pub mod past_failures;
 pub mod policy;
 pub mod registry;
 pub mod reply;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build_ebpf, demo, dist, soak, suite};
+use crate::{bench, build_ebpf, demo, dist, fuzz, soak, suite};
 
 /// Builds, shows, tests and measures Portcullis.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub enum Command {
     Dist(dist::Args),
     /// Load the gate for minutes or hours, break off, kill its registry, and look whether anything is wrong or left behind
     Soak(soak::Args),
+    /// Look for bytes that break a promise of a parser
+    Fuzz(fuzz::Args),
 }
 
 /// Runs a command.
@@ -42,5 +44,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Dist(args) => dist::run(args),
         Command::Soak(args) => soak::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
     }
 }

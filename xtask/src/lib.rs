@@ -5,6 +5,7 @@ pub mod build_ebpf;
 pub mod cli;
 pub mod demo;
 pub mod dist;
+pub mod fuzz;
 pub mod lab;
 pub mod soak;
 pub mod suite;

@@ -27,6 +27,9 @@ pub struct Args {
 const NEEDS: [Need; 6] =
     [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
 
+/// Peers whose opinion some tests want.
+const PEERS: [Need; 3] = [packages::NGINX, packages::HAPROXY, packages::NODE];
+
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
 const CLIENTS: [Need; 5] =
     [packages::DOCKERD, packages::CONTAINERD, packages::CTR, packages::PODMAN, packages::BUILDAH];
@@ -156,6 +159,7 @@ fn install() -> anyhow::Result<()> {
     } else {
         go_on(installed);
     }
+    go_on(packages::ensure(&PEERS));
     // Newer Debians keep docker's client in a package of its own.
     go_on(packages::ensure(&CLIENTS).and_then(|()| packages::ensure(&[packages::DOCKER])));
     interrupt::check()

@@ -87,7 +87,8 @@ pub struct Record {
 }
 
 impl Record {
-    fn line(&self) -> String {
+    /// As one line of JSON, without its end.
+    pub fn line(&self) -> String {
         let time = self.began.and_then(|t| jiff::Timestamp::try_from(t).ok()).map(|t| format!("{t:.3}"));
         json!({
             "time": time,

@@ -66,6 +66,11 @@ pub const PODMAN: Need = Need {
 pub const BUILDAH: Need = need("buildah", "buildah", "buildah: pushes and pulls");
 /// Runs something in a namespace of its own, or in somebody else's.
 pub const UNSHARE: Need = need("unshare", "util-linux", "makes namespaces");
+/// A balancer that speaks the PROXY protocol.
+pub const HAPROXY: Need =
+    Need { units: &["haproxy.service"], ..need("haproxy", "haproxy", "a balancer that speaks the PROXY protocol") };
+/// Reads requests as another independent server does.
+pub const NODE: Need = need("node", "nodejs", "another server that reads what the gate sends");
 /// Builds the Debian package.
 pub const DPKG_DEB: Need = need("dpkg-deb", "dpkg", "builds the Debian package");
 /// Compresses manual pages.

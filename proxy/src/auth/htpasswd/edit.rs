@@ -43,6 +43,8 @@ fn push_line(out: &mut String, user: &str, hash: &str, end: &str) {
     out.push_str(end);
 }
 
+/// A CR alone ends no line: what is written behind it would still be on that line.
 fn line_end(line: &str) -> &str {
-    &line[line.trim_end_matches(['\n', '\r']).len()..]
+    let text = line.strip_suffix('\n').map_or(line, |text| text.strip_suffix('\r').unwrap_or(text));
+    &line[text.len()..]
 }

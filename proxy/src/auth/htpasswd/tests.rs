@@ -209,6 +209,7 @@ fn edits_keep_the_rest() {
         ("a:1\n", "a:1\nbob:H\n", "a:1\n"),
         ("a:1", "a:1\nbob:H\n", "a:1"),
         ("a:1\r\n", "a:1\r\nbob:H\r\n", "a:1\r\n"),
+        ("a:1\r", "a:1\r\nbob:H\n", "a:1\r"),
         ("# c\n\nbob:old:note\n  \nz:9", "# c\n\nbob:H\n  \nz:9", "# c\n\n  \nz:9"),
         ("bob:old\r\nz:9\n", "bob:H\r\nz:9\n", "z:9\n"),
         ("z:9\nbob:old", "z:9\nbob:H", "z:9\n"),
