@@ -2,6 +2,9 @@
 //!
 //! Every attack is first shown to work without the guard.
 
+mod frames;
+mod judge;
+mod wire;
 mod world;
 
 use std::fs;

@@ -93,13 +93,28 @@ impl World {
 
     /// Runs `task` on a thread of its own inside a namespace.
     pub(super) fn within<T: Send + 'static>(&self, space: &str, task: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn_within(space, task).join().unwrap()
+    }
+
+    /// The same without waiting for its end.
+    pub(super) fn spawn_within<T: Send + 'static>(
+        &self,
+        space: &str,
+        task: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
         let path = format!("/run/netns/{}", self.space(space));
-        let inside = move || {
+        thread::spawn(move || {
             let namespace = File::open(path).unwrap();
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             task()
-        };
-        thread::spawn(inside).join().unwrap()
+        })
+    }
+
+    /// The hardware address of an interface.
+    pub(super) fn mac(&self, space: &str, interface: &str) -> String {
+        let output = Command::new("ip").args(["-n", &self.space(space), "-j", "link", "show", interface]).output();
+        let links: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        links[0]["address"].as_str().unwrap().to_owned()
     }
 
     /// Something that listens on every address and answers each connection with a letter.
@@ -216,6 +231,11 @@ impl World {
     /// What one ring has counted for a reason.
     pub(super) fn count_in(&self, ring: &str, reason: &str) -> u64 {
         self.count_where(|counter| counter["ring"] == ring && counter["reason"] == reason)
+    }
+
+    /// What one ring has refused.
+    pub(super) fn dropped(&self, ring: &str) -> u64 {
+        self.count_where(|counter| counter["ring"] == ring && counter["passed"] == false)
     }
 
     fn count_where(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> u64 {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, anyhow, bail};
 
 use super::host::Interface;
-use super::loader::Loaded;
+use super::loader::Generation;
 use super::options::XdpMode;
 use super::pins::{Hook, Pinned, Pins};
 use crate::edge::sys::bpf::{self, Target};
@@ -19,7 +19,7 @@ const XDP_NATIVE: u32 = 1 << 2;
 #[derive(Debug)]
 pub(super) struct Change<'a> {
     pins: &'a Pins,
-    loaded: &'a Loaded,
+    programs: &'a Generation<'a>,
     previous: &'a [Pinned],
     undo: Vec<Undo>,
 }
@@ -31,9 +31,9 @@ enum Undo {
 }
 
 impl<'a> Change<'a> {
-    /// Begins a change from the links in `previous` to the programs in `loaded`.
-    pub(super) fn new(pins: &'a Pins, loaded: &'a Loaded, previous: &'a [Pinned]) -> Self {
-        Self { pins, loaded, previous, undo: Vec::new() }
+    /// Begins a change from the links in `previous` to the programs of a generation.
+    pub(super) fn new(pins: &'a Pins, programs: &'a Generation<'a>, previous: &'a [Pinned]) -> Self {
+        Self { pins, programs, previous, undo: Vec::new() }
     }
 
     /// Puts the XDP program on an interface.
@@ -69,7 +69,8 @@ impl<'a> Change<'a> {
 
     /// Swaps the program of an existing link, or makes a link on the first target that takes it.
     fn put(&mut self, hook: Hook, targets: &[Target<'_>]) -> io::Result<()> {
-        let program = self.loaded.program(hook.program()).map_err(io::Error::other)?;
+        let program = self.programs.program(hook)?;
+        let program = program.as_fd();
         let existing = self.previous.iter().find(|pinned| pinned.hook == hook);
         if let Some(pinned) = existing {
             if pinned.is_attached() {
