@@ -4,6 +4,7 @@
 
 mod frames;
 mod judge;
+mod paths;
 mod wire;
 mod world;
 

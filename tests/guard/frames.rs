@@ -6,9 +6,9 @@ pub(super) const SYN: u8 = 2;
 pub(super) const ACK: u8 = 16;
 pub(super) const TCP: u8 = 6;
 
-/// A TCP header with its checksum, as a stranger's first segment would be.
+/// A TCP segment with its checksum and eight octets of data, as a stranger's first one would be.
 pub(super) fn segment(source: IpAddr, destination: IpAddr, ports: (u16, u16), flags: u8) -> Vec<u8> {
-    let mut header = vec![0; 20];
+    let mut header = vec![0; 28];
     header[..2].copy_from_slice(&ports.0.to_be_bytes());
     header[2..4].copy_from_slice(&ports.1.to_be_bytes());
     header[4..8].copy_from_slice(&[1, 2, 3, 4]);
@@ -20,7 +20,7 @@ pub(super) fn segment(source: IpAddr, destination: IpAddr, ports: (u16, u16), fl
         (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
         _ => panic!("two families"),
     };
-    pseudo.extend([0, TCP, 0, 20]);
+    pseudo.extend([0, TCP, 0, 28]);
     pseudo.extend(&header);
     let sum = checksum(&pseudo);
     header[16..18].copy_from_slice(&sum);
