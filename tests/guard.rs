@@ -2,6 +2,7 @@
 //!
 //! Every attack is first shown to work without the guard.
 
+mod events;
 mod frames;
 mod judge;
 mod paths;

@@ -117,14 +117,14 @@ impl World {
         })
     }
 
-    /// Puts a frame, in hexadecimal, on the wire.
-    pub(super) fn send_frame(&self, space: &str, interface: &str, frame: &str) {
+    /// Puts frames, in hexadecimal, on the wire.
+    pub(super) fn send_frames(&self, space: &str, interface: &str, frames: &[String]) {
         let script = "import socket, sys\n\
                       s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
                       s.bind((sys.argv[1], 0))\n\
-                      s.send(bytes.fromhex(sys.argv[2]))";
+                      for frame in sys.argv[2:]: s.send(bytes.fromhex(frame))";
         let namespace = format!("--net=/run/netns/{}", self.space(space));
-        run(Command::new("nsenter").args([&namespace, "python3", "-c", script, interface, frame]));
+        run(Command::new("nsenter").args([&namespace, "python3", "-c", script, interface]).args(frames));
     }
 
     /// The hardware address of an interface.

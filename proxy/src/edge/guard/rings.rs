@@ -59,7 +59,9 @@ impl<'a> Change<'a> {
         for hook in hooks.iter().copied() {
             self.put(hook, &[Target::Cgroup(root.as_fd())]).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => anyhow!(
-                    "another program keeps the cgroup root for itself: see `bpftool cgroup show`, or use --no-local"
+                    "{} keeps the hook of {} on the cgroup root for itself: remove it, or use --no-local",
+                    occupants(root, hook),
+                    hook.program()
                 ),
                 _ => anyhow!("cannot put {} on the cgroup root: {error}", hook.program()),
             })?;
@@ -145,6 +147,14 @@ pub(super) fn require_free(interfaces: &[Interface], previous: &[Pinned], mode: 
         }
     }
     Ok(())
+}
+
+/// Who is on a hook of the cgroup root, for a message.
+fn occupants(root: &File, hook: Hook) -> String {
+    let ids = bpf::programs_on(root.as_fd(), hook.attach_type()).unwrap_or_default();
+    let names: Vec<String> =
+        ids.iter().map(|id| format!("the program {:?} (id {id})", program_name(*id).unwrap_or_default())).collect();
+    if names.is_empty() { "another program".to_owned() } else { names.join(", ") }
 }
 
 fn program_name(id: u32) -> Option<String> {
