@@ -2,6 +2,11 @@
 //!
 //! Every attack is first shown to work without the guard.
 
+mod events;
+mod frames;
+mod judge;
+mod paths;
+mod wire;
 mod world;
 
 use std::fs;

@@ -23,6 +23,8 @@ pub struct GuardArgs {
 pub enum GuardCommand {
     /// Close the port, or change the policy of a guard that already does; returns when it holds
     Enforce(EnforceArgs),
+    /// Enforce and stay: follow interfaces and addresses that come and go, put back what somebody takes away
+    Run(EnforceArgs),
     /// Say what the kernel enforces now (exit code 0: enforced, 3: no guard, 4: not all of it holds)
     Status(StatusArgs),
     /// Remove the guard: the port is open again

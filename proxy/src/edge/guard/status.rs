@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use portcullis_ebpf::{Counter, Mode};
+use portcullis_ebpf::{Mode, Tally};
 use serde_json::{Value, json};
 
 use super::host::{self, Host};
@@ -31,7 +31,7 @@ struct Report {
     policy: Policy,
     here: bool,
     rings: Vec<Ring>,
-    counters: Vec<(Counter, u64)>,
+    counters: Vec<(Tally, u64)>,
 }
 
 /// Prints the state of the guard.
@@ -94,8 +94,11 @@ impl Report {
         let counters: Vec<Value> = self
             .counters
             .iter()
-            .map(|(counter, count)| {
-                json!({"ring": counter.ring(), "reason": counter.name(), "passed": counter.passes(), "count": count})
+            .map(|(tally, count)| {
+                json!({
+                    "ring": tally.ring.name(), "reason": tally.reason.name(), "interface": tally.interface,
+                    "passed": tally.reason.passes(), "count": count,
+                })
             })
             .collect();
         json!({
@@ -131,9 +134,9 @@ impl Report {
             writeln!(out, "{:<8} {:<20} {:<8} {holds}", ring.ring, ring.place, ring.mode)?;
         }
         writeln!(out, "\n{:<8} {:<20} {:<8} {:>12}", "ring", "reason", "verdict", "count")?;
-        for (counter, count) in &self.counters {
-            let verdict = if counter.passes() { "passed" } else { "refused" };
-            writeln!(out, "{:<8} {:<20} {verdict:<8} {count:>12}", counter.ring(), counter.name())?;
+        for (tally, count) in &self.counters {
+            let verdict = if tally.reason.passes() { "passed" } else { "refused" };
+            writeln!(out, "{:<8} {:<20} {verdict:<8} {count:>12}", tally.ring.name(), tally.reason.name())?;
         }
         Ok(())
     }
@@ -160,6 +163,10 @@ fn rings(pins: &Pins, policy: &Policy, host: Option<&Host>) -> anyhow::Result<Ve
         for (hook, place) in [(Hook::Connect4, "IPv4 sockets"), (Hook::Connect6, "IPv6 sockets")] {
             rings.push(Ring { ring: "connect", place: place.to_owned(), mode: "-", holds: holds(hook)? });
         }
+        rings.push(Ring { ring: "connect", place: "vouched flows".to_owned(), mode: "-", holds: holds(Hook::Flows)? });
+    }
+    if policy.header.ingress_ring {
+        rings.push(Ring { ring: "ingress", place: "every socket".to_owned(), mode: "-", holds: holds(Hook::Ingress)? });
     }
     Ok(rings)
 }
