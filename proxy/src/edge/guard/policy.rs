@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     fn prefix(text: &str, kind: u8) -> Prefix {
-        let cidr: super::super::options::Cidr = text.parse().unwrap();
+        let cidr: crate::config::Cidr = text.parse().unwrap();
         Prefix::new(cidr.address, cidr.bits, kind)
     }
 
