@@ -1,15 +1,18 @@
-//! What the guard's eBPF programs and their loader must agree on: map names, keys, values, counters.
+//! What the guard's eBPF programs and their loader must agree on: map names, keys, values, counters, events.
 //!
 //! Keys and values cross the kernel boundary as byte arrays, so that neither side depends on how the other lays out
 //! a struct. [`ABI_VERSION`] is raised with every change of this file that a pinned map could outlive.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod decide;
+mod tally;
 
 use core::mem::size_of;
 
+pub use tally::{EVENTS_A_SECOND, Event, Reason, Ring, Tally, Verdict};
+
 /// Raised whenever a name, a key, a value or the meaning of one changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the programs in the object.
 pub mod program {
@@ -19,6 +22,10 @@ pub mod program {
     pub const CONNECT4: &str = "guard_connect4";
     /// Judges connect(2) of an IPv6 socket, v4-mapped destinations included.
     pub const CONNECT6: &str = "guard_connect6";
+    /// Judges TCP segments as they reach a socket, however they came.
+    pub const INGRESS: &str = "guard_ingress";
+    /// Writes down which connections vouched sockets open, for the ingress ring of this same host.
+    pub const FLOWS: &str = "guard_flows";
 }
 
 /// Names of the maps in the object.
@@ -33,8 +40,14 @@ pub mod map {
     pub const LOCAL: &str = "LOCAL";
     /// LPM trie: sources that may open protected ports from outside.
     pub const ALLOWED: &str = "ALLOWED";
-    /// Per-CPU array: one number for each [`Counter`](super::Counter).
+    /// Per-CPU hash: [`Tally`](super::Tally) → how often.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Ring buffer of [`Event`](super::Event): what was refused, or would have been.
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array, one entry a ring: how many events this second has had.
+    pub const RATES: &str = "RATES";
+    /// LRU hash: connections that vouched sockets have opened → [`flow`](super::flow).
+    pub const FLOWS: &str = "FLOWS";
     /// Socket storage: a socket with a value here may open protected addresses.
     pub const VOUCHED: &str = "VOUCHED";
 }
@@ -49,6 +62,20 @@ pub mod capacity {
     pub const LOCAL: usize = 16_384;
     /// Entries of [`ALLOWED`](super::map::ALLOWED).
     pub const ALLOWED: usize = 16_384;
+    /// Entries of [`COUNTERS`](super::map::COUNTERS); interfaces past it are counted as interface 0.
+    pub const COUNTERS: usize = 4096;
+    /// Bytes of [`EVENTS`](super::map::EVENTS).
+    pub const EVENTS: usize = 64 * 1024;
+    /// Entries of [`FLOWS`](super::map::FLOWS).
+    pub const FLOWS: usize = 65_536;
+}
+
+/// What a connection in [`map::FLOWS`] is.
+pub mod flow {
+    /// Its socket is vouched for and lives.
+    pub const OPEN: u8 = 1;
+    /// Its socket is gone: its last segments may arrive, a new connection from the same port may not.
+    pub const CLOSED: u8 = 2;
 }
 
 /// Flags of a port in [`map::PORTS`].
@@ -160,37 +187,60 @@ pub fn target_key(address: &Address, port: [u8; 2]) -> [u8; Address::LEN + 2] {
     key
 }
 
+/// Octets of a [`flow_key`].
+pub const FLOW_LEN: usize = 2 * Address::LEN + 4;
+
+/// Key of [`map::FLOWS`]: both ends of a connection, as its segments carry them from the socket that opened it.
+#[inline(always)]
+pub fn flow_key(source: &Address, source_port: [u8; 2], destination: &Address, port: [u8; 2]) -> [u8; FLOW_LEN] {
+    let mut key = [0; FLOW_LEN];
+    key[..Address::LEN].copy_from_slice(&source.0);
+    key[Address::LEN..2 * Address::LEN].copy_from_slice(&destination.0);
+    key[2 * Address::LEN..2 * Address::LEN + 2].copy_from_slice(&source_port);
+    key[2 * Address::LEN + 2..].copy_from_slice(&port);
+    key
+}
+
 /// The one entry of [`map::POLICY`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// [`ABI_VERSION`] of whoever wrote it.
     pub abi: u32,
-    /// Whether the programs act.
+    /// Whether the programs act; they look here for each packet, so that writing this entry switches them all.
     pub mode: Mode,
     /// Whether the connect ring is part of this policy.
     pub connect_ring: bool,
+    /// Whether the ingress ring is part of this policy.
+    pub ingress_ring: bool,
     /// On how many interfaces the XDP ring was put.
     pub interfaces: u16,
     /// Cookie of the guarded network namespace.
     pub netns: u64,
     /// Counts the policies that this guard has had.
     pub generation: u64,
+    /// Nanoseconds of `CLOCK_BOOTTIME` until which the policy wants to be confirmed; 0 when it need not be. The
+    /// programs do not look at it.
+    pub confirm_by: u64,
 }
+
+const CONNECT_RING: u8 = 1;
+const INGRESS_RING: u8 = 2;
 
 impl Header {
     /// Bytes of the value.
-    pub const LEN: usize = 24;
-    const _SIZE: () = assert!(Self::LEN == 4 + 4 + 2 * size_of::<u64>());
+    pub const LEN: usize = 32;
+    const _SIZE: () = assert!(Self::LEN == 4 + 4 + 3 * size_of::<u64>());
 
     /// The value as it stands in the map.
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.abi.to_ne_bytes());
         bytes[4] = self.mode as u8;
-        bytes[5] = u8::from(self.connect_ring);
+        bytes[5] = if self.connect_ring { CONNECT_RING } else { 0 } | if self.ingress_ring { INGRESS_RING } else { 0 };
         bytes[6..8].copy_from_slice(&self.interfaces.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.netns.to_ne_bytes());
-        bytes[16..].copy_from_slice(&self.generation.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.generation.to_ne_bytes());
+        bytes[24..].copy_from_slice(&self.confirm_by.to_ne_bytes());
         bytes
     }
 
@@ -200,62 +250,12 @@ impl Header {
         Self {
             abi: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
             mode: if b[4] == Mode::Audit as u8 { Mode::Audit } else { Mode::Enforce },
-            connect_ring: b[5] != 0,
+            connect_ring: b[5] & CONNECT_RING != 0,
+            ingress_ring: b[5] & INGRESS_RING != 0,
             interfaces: u16::from_ne_bytes([b[6], b[7]]),
             netns: u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
             generation: u64::from_ne_bytes([b[16], b[17], b[18], b[19], b[20], b[21], b[22], b[23]]),
+            confirm_by: u64::from_ne_bytes([b[24], b[25], b[26], b[27], b[28], b[29], b[30], b[31]]),
         }
-    }
-}
-
-/// What the programs count: an index into [`map::COUNTERS`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Counter {
-    /// XDP: a segment to a protected port from an allowed source.
-    Admitted = 0,
-    /// XDP: a segment to a protected port from anybody else.
-    Stranger = 1,
-    /// XDP: still VLAN-tagged after [`decide::MAX_TAGS`] tags.
-    Tags = 2,
-    /// XDP: more IPv6 extension headers than [`decide::MAX_EXTENSIONS`].
-    Extensions = 3,
-    /// XDP: the headers end before the port could be read.
-    Truncated = 4,
-    /// connect: a vouched socket opened a protected address.
-    Vouched = 5,
-    /// connect: any other socket tried to.
-    Unvouched = 6,
-}
-
-impl Counter {
-    /// Every counter, in the order of their indices.
-    pub const ALL: [Self; 7] =
-        [Self::Admitted, Self::Stranger, Self::Tags, Self::Extensions, Self::Truncated, Self::Vouched, Self::Unvouched];
-
-    /// The ring that counts it.
-    pub fn ring(self) -> &'static str {
-        match self {
-            Self::Vouched | Self::Unvouched => "connect",
-            _ => "xdp",
-        }
-    }
-
-    /// Its name in tables and in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Admitted => "admitted",
-            Self::Stranger => "stranger",
-            Self::Tags => "too-many-tags",
-            Self::Extensions => "too-many-extensions",
-            Self::Truncated => "truncated",
-            Self::Vouched => "vouched",
-            Self::Unvouched => "unvouched",
-        }
-    }
-
-    /// Whether it counts what was let through rather than refused.
-    pub fn passes(self) -> bool {
-        matches!(self, Self::Admitted | Self::Vouched)
     }
 }

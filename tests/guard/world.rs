@@ -208,10 +208,20 @@ impl World {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// What all rings have counted for a reason.
     pub(super) fn count(&self, reason: &str) -> u64 {
+        self.count_where(|counter| counter["reason"] == reason)
+    }
+
+    /// What one ring has counted for a reason.
+    pub(super) fn count_in(&self, ring: &str, reason: &str) -> u64 {
+        self.count_where(|counter| counter["ring"] == ring && counter["reason"] == reason)
+    }
+
+    fn count_where(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> u64 {
         let status = self.status();
         let counters = status["counters"].as_array().unwrap();
-        counters.iter().find(|counter| counter["reason"] == reason).unwrap()["count"].as_u64().unwrap()
+        counters.iter().filter(|counter| wanted(counter)).map(|counter| counter["count"].as_u64().unwrap()).sum()
     }
 }
 

@@ -19,6 +19,7 @@ struct Fake {
     local: HashMap<Address, u8>,
     targets: HashMap<[u8; Address::LEN + 2], u8>,
     allowed: Vec<Address>,
+    flows: HashMap<[u8; FLOW_LEN], u8>,
 }
 
 impl Tables for Fake {
@@ -34,6 +35,9 @@ impl Tables for Fake {
     fn allowed(&self, source: &Address) -> bool {
         self.allowed.contains(source)
     }
+    fn flow(&self, key: &[u8; FLOW_LEN]) -> u8 {
+        self.flows.get(key).copied().unwrap_or(0)
+    }
 }
 
 /// `--port 5000` on a host with one address of each family, one remote gate allowed.
@@ -47,8 +51,8 @@ fn whole() -> Fake {
             (Address::v4([127, 0, 0, 1]), local::LOOPBACK),
             (Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]), local::LOOPBACK),
         ]),
-        targets: HashMap::new(),
         allowed: vec![Address::v4(GATE)],
+        ..Fake::default()
     }
 }
 
@@ -62,7 +66,7 @@ fn single() -> Fake {
             (target_key(&address, PORT.to_be_bytes()), local::OWN),
             (target_key(&address, port::ANY), local::OWN),
         ]),
-        allowed: vec![],
+        ..Fake::default()
     }
 }
 
@@ -113,31 +117,49 @@ fn syn6(next: u8, chain: &[u8]) -> Vec<u8> {
     ethernet(&[], ETHERTYPE_IPV6, &v6(next, STRANGER6, OWN6, &[chain, &tcp(PORT)].concat()))
 }
 
-#[track_caller]
-fn judged(tables: &Fake, frame: &[u8], expected: Outcome) {
-    assert_eq!(packet(frame, tables), expected);
+/// What becomes of a frame, without its ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Untouched,
+    Passed(Reason),
+    Refused(Reason),
 }
 
-const STRANGE: Outcome = Outcome::Dropped(Counter::Stranger);
-const CUT_SHORT: Outcome = Outcome::Dropped(Counter::Truncated);
+impl From<Outcome> for Fate {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Untouched => Self::Untouched,
+            Outcome::Passed(why) => Self::Passed(why),
+            Outcome::Refused(why, _) => Self::Refused(why),
+        }
+    }
+}
+
+#[track_caller]
+fn judged(tables: &Fake, frame: &[u8], expected: Fate) {
+    assert_eq!(Fate::from(packet(frame, tables)), expected);
+}
+
+const STRANGE: Fate = Fate::Refused(Reason::Stranger);
+const CUT_SHORT: Fate = Fate::Refused(Reason::Truncated);
 
 #[test]
 fn a_stranger_is_dropped_and_an_allowed_source_passes() {
     judged(&whole(), &syn4(STRANGER, OWN4, PORT), STRANGE);
-    judged(&whole(), &syn4(GATE, OWN4, PORT), Outcome::Admitted);
+    judged(&whole(), &syn4(GATE, OWN4, PORT), Fate::Passed(Reason::Admitted));
     judged(&whole(), &syn6(TCP, &[]), STRANGE);
 }
 
 #[test]
 fn other_ports_protocols_and_addresses_are_untouched() {
-    judged(&whole(), &syn4(STRANGER, OWN4, PORT + 1), Outcome::Untouched);
-    judged(&whole(), &syn4(STRANGER, ELSEWHERE4, PORT), Outcome::Untouched);
+    judged(&whole(), &syn4(STRANGER, OWN4, PORT + 1), Fate::Untouched);
+    judged(&whole(), &syn4(STRANGER, ELSEWHERE4, PORT), Fate::Untouched);
     for protocol in [1, 17, 132] {
         let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &tcp(PORT)));
-        judged(&whole(), &frame, Outcome::Untouched);
+        judged(&whole(), &frame, Fate::Untouched);
     }
-    judged(&whole(), &ethernet(&[], 0x0806, &[0; 28]), Outcome::Untouched);
-    judged(&whole(), &[0; 10], Outcome::Untouched);
+    judged(&whole(), &ethernet(&[], 0x0806, &[0; 28]), Fate::Untouched);
+    judged(&whole(), &[0; 10], Fate::Untouched);
 }
 
 #[test]
@@ -145,8 +167,8 @@ fn tunnels_pass_to_be_judged_after_decapsulation() {
     for protocol in [4, 41, 47, 50] {
         let inner = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));
         let frame = ethernet(&[], ETHERTYPE_IPV4, &v4(protocol, STRANGER, OWN4, 0, 0, &inner));
-        judged(&whole(), &frame, Outcome::Untouched);
-        judged(&whole(), &syn6(protocol, &[]), Outcome::Untouched);
+        judged(&whole(), &frame, Fate::Untouched);
+        judged(&whole(), &syn6(protocol, &[]), Fate::Untouched);
     }
 }
 
@@ -156,8 +178,8 @@ fn vlan_tags_are_looked_through_and_too_many_are_dropped() {
     for tags in [&[0][..], &[10], &[0, 0], &[0, 0, 0, 10], &[0; MAX_TAGS]] {
         judged(&whole(), &ethernet(tags, ETHERTYPE_IPV4, &ip), STRANGE);
     }
-    judged(&whole(), &ethernet(&[0; MAX_TAGS + 1], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
-    judged(&whole(), &ethernet(&[0; 40], ETHERTYPE_IPV4, &ip), Outcome::Dropped(Counter::Tags));
+    judged(&whole(), &ethernet(&[0; MAX_TAGS + 1], ETHERTYPE_IPV4, &ip), Fate::Refused(Reason::Tags));
+    judged(&whole(), &ethernet(&[0; 40], ETHERTYPE_IPV4, &ip), Fate::Refused(Reason::Tags));
     let mut provider = ethernet(&[7], ETHERTYPE_IPV4, &ip);
     provider[12..14].copy_from_slice(&ETHERTYPE_QINQ.to_be_bytes());
     judged(&whole(), &provider, STRANGE);
@@ -176,12 +198,12 @@ fn the_first_fragment_is_judged_and_later_ones_pass() {
     let fragment = |bits, payload: &[u8]| ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, OWN4, 0, bits, payload));
     judged(&whole(), &fragment(0x2000, &tcp(PORT)), STRANGE);
     judged(&whole(), &fragment(0x2000, &tcp(PORT)[..8]), CUT_SHORT);
-    judged(&whole(), &fragment(0x2001, &tcp(PORT)), Outcome::Untouched);
-    judged(&whole(), &fragment(0x0003, &[0; 8]), Outcome::Untouched);
+    judged(&whole(), &fragment(0x2001, &tcp(PORT)), Fate::Untouched);
+    judged(&whole(), &fragment(0x0003, &[0; 8]), Fate::Untouched);
     let first = [TCP, 0, 0, 1, 0, 0, 0, 9];
     judged(&whole(), &syn6(FRAGMENT, &first), STRANGE);
     let later = [TCP, 0, 0, 8, 0, 0, 0, 9];
-    judged(&whole(), &syn6(FRAGMENT, &later), Outcome::Untouched);
+    judged(&whole(), &syn6(FRAGMENT, &later), Fate::Untouched);
 }
 
 #[test]
@@ -191,7 +213,7 @@ fn a_truncated_header_is_dropped_only_where_something_is_protected() {
         judged(&whole(), &full[..len], CUT_SHORT);
     }
     let other = syn4(STRANGER, ELSEWHERE4, PORT);
-    judged(&whole(), &other[..other.len() - 1], Outcome::Untouched);
+    judged(&whole(), &other[..other.len() - 1], Fate::Untouched);
     let full = syn6(HOP_BY_HOP, &[TCP, 0, 0, 0, 0, 0, 0, 0]);
     for len in ETHERNET_LEN..full.len() {
         judged(&whole(), &full[..len], CUT_SHORT);
@@ -213,8 +235,8 @@ fn ipv6_extension_headers_are_walked_as_far_as_the_bound() {
         syn6(DESTINATION, &chain)
     };
     judged(&whole(), &chain(MAX_EXTENSIONS), STRANGE);
-    judged(&whole(), &chain(MAX_EXTENSIONS + 1), Outcome::Dropped(Counter::Extensions));
-    judged(&single(), &chain(MAX_EXTENSIONS + 1), Outcome::Untouched);
+    judged(&whole(), &chain(MAX_EXTENSIONS + 1), Fate::Refused(Reason::Extensions));
+    judged(&single(), &chain(MAX_EXTENSIONS + 1), Fate::Untouched);
 }
 
 #[test]
@@ -229,8 +251,8 @@ fn a_mapped_source_on_the_wire_is_not_the_ipv4_source_it_claims_to_be() {
 #[test]
 fn a_single_protected_address_leaves_the_hosts_own_port_alone() {
     judged(&single(), &syn4(STRANGER, CONTAINER, PORT), STRANGE);
-    judged(&single(), &syn4(STRANGER, OWN4, PORT), Outcome::Untouched);
-    judged(&single(), &syn4(STRANGER, CONTAINER, PORT + 1), Outcome::Untouched);
+    judged(&single(), &syn4(STRANGER, OWN4, PORT), Fate::Untouched);
+    judged(&single(), &syn4(STRANGER, CONTAINER, PORT + 1), Fate::Untouched);
     let short = syn4(STRANGER, CONTAINER, PORT);
     judged(&single(), &short[..short.len() - 1], CUT_SHORT);
 }
@@ -274,6 +296,8 @@ fn the_header_survives_its_bytes() {
         abi: crate::ABI_VERSION,
         mode: crate::Mode::Enforce,
         connect_ring: true,
+        ingress_ring: false,
+        confirm_by: 0x1122_3344_5566_7788,
         interfaces: 300,
         netns: 0x0123_4567_89ab_cdef,
         generation: 7,

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use portcullis_ebpf::{ABI_VERSION, Address, Counter, Header, map, program, target_key};
+use portcullis_ebpf::{
+    ABI_VERSION, Address, FLOW_LEN, Header, Mode, Reason, Ring, Tally, flow, flow_key, map, program, target_key,
+};
 
+use super::host::address;
 use super::pins::Pins;
 use super::policy::{Policy, Prefix};
 use crate::edge::sys::bpf;
@@ -18,7 +22,8 @@ use crate::edge::sys::bpf;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-ebpf.o"));
 
 const POLICY_MAPS: [&str; 5] = [map::POLICY, map::PORTS, map::TARGETS, map::LOCAL, map::ALLOWED];
-const PROGRAMS: [&str; 3] = [program::XDP, program::CONNECT4, program::CONNECT6];
+/// The pins keep them in this order; one that has the last has them all.
+const PROGRAMS: [&str; 5] = [program::XDP, program::INGRESS, program::FLOWS, program::CONNECT4, program::CONNECT6];
 
 type AddressKey = [u8; Address::LEN];
 type TargetKey = [u8; Address::LEN + 2];
@@ -43,6 +48,8 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .map_pin_path(map::VOUCHED, pins.vouched())
             .map_pin_path(map::COUNTERS, pins.counters())
+            .map_pin_path(map::EVENTS, pins.events())
+            .map_pin_path(map::FLOWS, pins.flows())
             .load(OBJECT)
             .map_err(|error| anyhow!("{}: Linux 6.1 or later is needed", one_line(&error)))
             .context("cannot create the guard's maps")?;
@@ -80,6 +87,8 @@ fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
     let result = match found {
         Program::Xdp(xdp) => xdp.load(),
         Program::CgroupSockAddr(connect) => connect.load(),
+        Program::CgroupSkb(ingress) => ingress.load(),
+        Program::SockOps(flows) => flows.load(),
         _ => bail!("{name} is not of a type that the guard loads"),
     };
     result.map_err(|error| anyhow!("the kernel refuses the program {name}: {}", refusal(&error)))
@@ -112,6 +121,13 @@ fn one_line(error: &dyn std::error::Error) -> String {
 
 fn fill(ebpf: &mut Ebpf, policy: &Policy) -> anyhow::Result<()> {
     Array::<_, [u8; Header::LEN]>::try_from(map_mut(ebpf, map::POLICY)?)?.set(0, policy.header.to_bytes(), 0)?;
+    let mut counters = PerCpuHashMap::<_, [u8; Tally::LEN], u64>::try_from(map_mut(ebpf, map::COUNTERS)?)?;
+    for tally in tallies() {
+        counters.get(&tally.to_bytes(), 0).map(drop).or_else(|_| {
+            let zeros = PerCpuValues::try_from(vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?])?;
+            counters.insert(tally.to_bytes(), zeros, 0).map_err(anyhow::Error::from)
+        })?;
+    }
     let mut ports = HashMap::<_, [u8; 2], u8>::try_from(map_mut(ebpf, map::PORTS)?)?;
     for (port, flags) in policy.port_entries() {
         ports.insert(port, flags, 0)?;
@@ -127,6 +143,12 @@ fn fill(ebpf: &mut Ebpf, policy: &Policy) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is counted in any case, by interface 0.
+fn tallies() -> impl Iterator<Item = Tally> {
+    let counted = |ring: Ring| Reason::ALL.into_iter().filter(move |reason| reason.belongs_to(ring));
+    Ring::ALL.into_iter().flat_map(move |ring| counted(ring).map(move |reason| Tally { ring, reason, interface: 0 }))
 }
 
 fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {
@@ -187,12 +209,59 @@ fn prefixes(pins: &Pins, generation: u64, name: &str) -> anyhow::Result<Vec<Pref
     trie.iter().map(read).collect()
 }
 
-/// Reads the counters, summed over the processors.
-pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Counter, u64)>> {
+/// Reads the counters, summed over the processors; each ring and reason is there at least with interface 0.
+pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Tally, u64)>> {
     let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.counters())?)?)?;
-    let counters = PerCpuArray::<_, u64>::try_from(map)?;
-    let read = |counter: Counter| Ok((counter, counters.get(&(counter as u32), 0)?.iter().sum()));
-    Counter::ALL.into_iter().map(read).collect()
+    let counters = PerCpuHashMap::<_, [u8; Tally::LEN], u64>::try_from(map)?;
+    let mut found = Vec::new();
+    for entry in counters.iter() {
+        let (key, values) = entry?;
+        let tally = Tally::from_bytes(key).context("a counter of another version")?;
+        found.push((tally, values.iter().sum()));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Opens the events that no other reader has taken yet; an item is read by [`portcullis_ebpf::Event::from_bytes`].
+#[allow(dead_code, reason = "for the commands that audit, confirm and watch")]
+pub(super) fn events(pins: &Pins) -> anyhow::Result<RingBuf<MapData>> {
+    let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.events())?)?)?;
+    Ok(RingBuf::try_from(map)?)
+}
+
+/// The connections of vouched sockets.
+pub(super) struct Flows(HashMap<MapData, [u8; FLOW_LEN], u8>);
+
+impl Flows {
+    /// Opens the map of the guard in `pins`.
+    pub(super) fn open(pins: &Pins) -> io::Result<Self> {
+        let map = MapData::from_fd(bpf::open(&pins.flows())?).and_then(Map::from_map_data).map_err(io::Error::other)?;
+        HashMap::try_from(map).map(Self).map_err(io::Error::other)
+    }
+
+    /// Whether one end of this connection is a vouched socket.
+    pub(super) fn has(&self, here: SocketAddr, there: SocketAddr) -> bool {
+        let end = |end: SocketAddr| (address(end.ip().to_canonical()), end.port().to_be_bytes());
+        let (here, there) = (end(here), end(there));
+        [(here, there), (there, here)].iter().any(|(from, to)| {
+            self.0.get(&flow_key(&from.0, from.1, &to.0, to.1), 0).is_ok_and(|state| state == flow::OPEN)
+        })
+    }
+}
+
+/// Writes the header of a generation anew, which switches its programs at once.
+#[allow(dead_code, reason = "for the commands that audit, confirm and watch")]
+pub(super) fn set_header(pins: &Pins, header: &Header) -> io::Result<()> {
+    let map = pinned(pins, header.generation, map::POLICY)?;
+    let mut policy = Array::<_, [u8; Header::LEN]>::try_from(map).map_err(io::Error::other)?;
+    policy.set(0, header.to_bytes(), 0).map_err(io::Error::other)
+}
+
+/// Switches a generation between auditing and enforcing.
+#[allow(dead_code, reason = "for the commands that audit, confirm and watch")]
+pub(super) fn set_mode(pins: &Pins, generation: u64, mode: Mode) -> io::Result<()> {
+    set_header(pins, &Header { mode, ..header(pins, generation)? })
 }
 
 fn pinned(pins: &Pins, generation: u64, name: &str) -> io::Result<Map> {

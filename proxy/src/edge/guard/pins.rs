@@ -1,9 +1,9 @@
 //! The directory that keeps the guard alive.
 //!
 //! ```text
-//! vouched, counters                        maps that outlive a policy
+//! vouched, counters, events, flows         maps that outlive a policy
 //! generation_7/{policy,ports,…,xdp,…}      the maps and programs of one policy; a new one is a new directory
-//! link_connect4, link_connect6, link_xdp_2 what holds the programs on their hooks (2 is the interface's index)
+//! link_connect4, link_ingress, link_xdp_2… what holds the programs on their hooks (2 is the interface's index)
 //! ```
 //!
 //! A policy is never edited: a new generation is filled while the old one works, then each link is swapped to it.
@@ -36,7 +36,14 @@ pub(super) enum Hook {
     Connect4,
     /// connect(2) of IPv6 sockets.
     Connect6,
+    /// Segments on their way to a socket.
+    Ingress,
+    /// The beginning and the end of connections.
+    Flows,
 }
+
+/// The hooks of the connect ring: the first one comes first, so that no vouched connection goes unseen.
+pub(super) const CONNECT: [Hook; 3] = [Hook::Flows, Hook::Connect4, Hook::Connect6];
 
 impl Hook {
     /// The program that belongs there.
@@ -45,6 +52,8 @@ impl Hook {
             Self::Xdp(_) => program::XDP,
             Self::Connect4 => program::CONNECT4,
             Self::Connect6 => program::CONNECT6,
+            Self::Ingress => program::INGRESS,
+            Self::Flows => program::FLOWS,
         }
     }
 
@@ -54,6 +63,8 @@ impl Hook {
             Self::Xdp(_) => AttachType::Xdp,
             Self::Connect4 => AttachType::Inet4Connect,
             Self::Connect6 => AttachType::Inet6Connect,
+            Self::Ingress => AttachType::InetIngress,
+            Self::Flows => AttachType::SockOps,
         }
     }
 
@@ -62,6 +73,8 @@ impl Hook {
             Self::Xdp(index) => format!("{LINK}{XDP}{index}"),
             Self::Connect4 => format!("{LINK}connect4"),
             Self::Connect6 => format!("{LINK}connect6"),
+            Self::Ingress => format!("{LINK}ingress"),
+            Self::Flows => format!("{LINK}flows"),
         }
     }
 
@@ -69,6 +82,8 @@ impl Hook {
         match name.strip_prefix(LINK)? {
             "connect4" => Some(Self::Connect4),
             "connect6" => Some(Self::Connect6),
+            "ingress" => Some(Self::Ingress),
+            "flows" => Some(Self::Flows),
             other => other.strip_prefix(XDP)?.parse().ok().map(Self::Xdp),
         }
     }
@@ -115,6 +130,14 @@ impl Pins {
 
     pub(super) fn counters(&self) -> PathBuf {
         self.dir.join("counters")
+    }
+
+    pub(super) fn events(&self) -> PathBuf {
+        self.dir.join("events")
+    }
+
+    pub(super) fn flows(&self) -> PathBuf {
+        self.dir.join("flows")
     }
 
     pub(super) fn generation(&self, number: u64) -> PathBuf {
@@ -223,7 +246,7 @@ impl Pins {
         for number in self.generations()? {
             self.remove_generation(number)?;
         }
-        for map in [self.vouched(), self.counters()] {
+        for map in [self.vouched(), self.counters(), self.events(), self.flows()] {
             match fs::remove_file(map) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -247,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_hook_is_found_again_by_the_name_of_its_pin() {
-        for hook in [Hook::Connect4, Hook::Connect6, Hook::Xdp(17)] {
+        for hook in [Hook::Connect4, Hook::Connect6, Hook::Ingress, Hook::Flows, Hook::Xdp(17)] {
             assert_eq!(Hook::from_pin(&hook.pin()), Some(hook));
         }
         for other in ["vouched", "link_xdp_", "link_other", "generation_1"] {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::bail;
 use portcullis_ebpf::decide::{Tables, protects};
-use portcullis_ebpf::{ABI_VERSION, Address, Header, Mode, capacity, local, port, target_key};
+use portcullis_ebpf::{Address, FLOW_LEN, Header, capacity, local, port, target_key};
 
 use super::host::{Host, Interface, address};
 use super::options::EnforceArgs;
@@ -61,16 +61,9 @@ pub(super) struct Policy {
 
 impl Policy {
     /// What the options ask for on this host.
-    pub(super) fn resolve(args: &EnforceArgs, host: &Host, interfaces: usize, generation: u64) -> anyhow::Result<Self> {
+    pub(super) fn resolve(args: &EnforceArgs, host: &Host, header: Header) -> anyhow::Result<Self> {
         let mut policy = Self {
-            header: Header {
-                abi: ABI_VERSION,
-                mode: Mode::Enforce,
-                connect_ring: !args.no_local,
-                interfaces: u16::try_from(interfaces).unwrap_or(u16::MAX),
-                netns: host.netns,
-                generation,
-            },
+            header,
             ports: BTreeMap::new(),
             targets: Vec::new(),
             local: host.local.clone(),
@@ -99,7 +92,8 @@ impl Policy {
         self.targets.push((address, target.port(), kind));
     }
 
-    fn fits(&self) -> anyhow::Result<()> {
+    /// Refuses what the maps cannot hold.
+    pub(super) fn fits(&self) -> anyhow::Result<()> {
         for (what, len, capacity) in [
             ("ports", self.ports.len() + 1, capacity::PORTS),
             ("protected addresses", 2 * self.targets.len(), capacity::TARGETS),
@@ -163,6 +157,10 @@ impl Tables for Policy {
         found.map_or(0, |(_, _, kind)| *kind)
     }
 
+    fn flow(&self, _key: &[u8; FLOW_LEN]) -> u8 {
+        0
+    }
+
     fn allowed(&self, source: &Address) -> bool {
         self.allowed.iter().any(|prefix| prefix.covers(source))
     }
@@ -214,6 +212,8 @@ fn named<'a>(name: &str, host: &'a Host) -> anyhow::Result<&'a Interface> {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_ebpf::{ABI_VERSION, Mode};
+
     use super::*;
 
     fn prefix(text: &str, kind: u8) -> Prefix {
@@ -227,7 +227,9 @@ mod tests {
                 abi: ABI_VERSION,
                 mode: Mode::Enforce,
                 connect_ring: true,
+                ingress_ring: true,
                 interfaces: 1,
+                confirm_by: 0,
                 netns: 1,
                 generation: 1,
             },

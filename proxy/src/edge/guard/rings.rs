@@ -54,9 +54,9 @@ impl<'a> Change<'a> {
         })
     }
 
-    /// Puts the connect programs on the cgroup.
-    pub(super) fn cgroup(&mut self, root: &File) -> anyhow::Result<()> {
-        for hook in [Hook::Connect4, Hook::Connect6] {
+    /// Puts programs on the cgroup.
+    pub(super) fn cgroup(&mut self, root: &File, hooks: &[Hook]) -> anyhow::Result<()> {
+        for hook in hooks.iter().copied() {
             self.put(hook, &[Target::Cgroup(root.as_fd())]).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => anyhow!(
                     "another program keeps the cgroup root for itself: see `bpftool cgroup show`, or use --no-local"

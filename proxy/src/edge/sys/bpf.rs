@@ -23,6 +23,10 @@ const LINK_XDP: u32 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum AttachType {
+    /// Packets on their way to a socket.
+    InetIngress = 0,
+    /// What happens to TCP sockets.
+    SockOps = 3,
     /// connect(2) of IPv4 sockets.
     Inet4Connect = 10,
     /// connect(2) of IPv6 sockets.
