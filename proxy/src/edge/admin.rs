@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
+use super::guard::metrics::Metrics;
 use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
@@ -124,5 +125,8 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
     let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
     family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
+    for (name, kind, help, samples) in shared.guard.iter().flat_map(Metrics::families) {
+        family(name, kind, help, &samples);
+    }
     out
 }

@@ -22,6 +22,7 @@ use super::admin;
 use super::attempts::Attempts;
 use super::files::load_htpasswd;
 use super::gate::{Gate, Parts};
+use super::guard::metrics::{self, Metrics};
 use super::guard::vouch::Voucher;
 use super::hashing::Hashers;
 use super::listener::{Bound, Settings};
@@ -49,7 +50,8 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
-    let shared = prepare(config, voucher)?;
+    let (guarded, guard) = metrics::meet(&config.guard)?;
+    let shared = prepare(config, voucher, guard)?;
     origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
@@ -57,7 +59,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     watch_htpasswd(&shared)?;
     let (threads, senders, driver) = start(&shared, bound)?;
     admin::start(admin, Arc::clone(&shared), driver)?;
-    announce(&shared, workers, driver);
+    announce(&shared, workers, driver, &guarded);
     obey_signals(&shared, senders)?;
     for thread in threads {
         if thread.join().is_err() {
@@ -161,7 +163,7 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
     }
 }
 
-fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<Shared>> {
+fn prepare(config: Config, voucher: Option<Arc<Voucher>>, guard: Option<Metrics>) -> anyhow::Result<Arc<Shared>> {
     let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
@@ -192,7 +194,7 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>) -> anyhow::Result<Arc<
         attempts: Attempts::new(&secret, config.limits.failed_logins, config.limits.failed_login_delay),
     });
     let (counters, draining) = (Counters::default(), AtomicBool::new(false));
-    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, log, counters, draining }))
+    Ok(Arc::new(Shared { config, sites, gate, backend, voucher, guard, log, counters, draining }))
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
@@ -254,13 +256,14 @@ fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started
     Ok((threads, senders, kind))
 }
 
-fn announce(shared: &Shared, workers: usize, driver: DriverKind) {
+fn announce(shared: &Shared, workers: usize, driver: DriverKind, guarded: &str) {
     for configured in &shared.config.listeners {
         let scheme = if configured.tls.is_empty() { "http" } else { "https" };
         say(&format!("listening on {scheme}://{}", configured.address));
     }
-    let guarded = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
-    say(&format!("ready: {workers} workers on {driver}, {guarded}"));
+    say(guarded);
+    let with = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
+    say(&format!("ready: {workers} workers on {driver}, {with}"));
 }
 
 /// Listens for signals on a thread of its own: the first SIGTERM or SIGINT drains, the second stops at once.

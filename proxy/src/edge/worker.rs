@@ -10,6 +10,7 @@ use futures_channel::mpsc;
 use futures_util::StreamExt as _;
 
 use super::gate::{Backend, Gate};
+use super::guard::metrics::Metrics;
 use super::guard::vouch::Voucher;
 use super::listener::{self, Bound};
 use super::relay::Mover;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub backend: Option<(Service, String)>,
     /// The right to connect to a guarded port.
     pub voucher: Option<Arc<Voucher>>,
+    /// What there is to tell of the guard.
+    pub guard: Option<Metrics>,
     /// The access log.
     pub log: Log,
     /// The counters.

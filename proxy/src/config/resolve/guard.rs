@@ -8,7 +8,7 @@ use super::Resolver;
 use crate::config::document::Document;
 use crate::config::error::{ConfigError, Fault};
 use crate::config::file::{self, Maybe};
-use crate::config::overrides::{self, Given, Overrides};
+use crate::config::overrides::{self, Overrides};
 use crate::config::units::Words;
 use crate::config::{Guard, XdpMode};
 

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-const ETHERNET: usize = 14;
+/// Where the network header begins in a frame without tags.
+pub(super) const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const VLAN: [u8; 2] = [0x81, 0x00];
@@ -104,7 +105,6 @@ fn checksum(bytes: &[u8], begun: u16) -> u16 {
     }
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -21,20 +21,34 @@
 
 use std::process::ExitCode;
 
+mod allow;
 mod cut;
 mod enforce;
+mod features;
+mod frames;
 mod host;
 mod loader;
+pub mod metrics;
 mod netlink;
 pub mod options;
 mod pins;
+mod plan;
 mod policy;
+mod probe;
 mod rings;
+mod standing;
 mod status;
+mod store;
+mod table;
+mod trial;
+mod verify;
 pub mod vouch;
+mod watch;
 
+use enforce::How;
 pub use options::GuardArgs;
 use options::GuardCommand;
+use portcullis_ebpf::Mode;
 
 /// Runs one `portcullis guard` command.
 ///
@@ -42,8 +56,21 @@ use options::GuardCommand;
 /// When the kernel, the privileges or the options do not allow it; the message says what to do.
 pub fn run(args: &GuardArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
-        GuardCommand::Enforce(args) => enforce::enforce(args),
-        GuardCommand::Status(args) => status::status(args),
-        GuardCommand::Detach(args) => enforce::detach(args),
+        GuardCommand::Plan(flags) => plan::plan(flags),
+        GuardCommand::Audit(flags) => {
+            let how = How { command: "audit", mode: Mode::Audit, trial: None };
+            enforce::apply(flags.resolve()?.as_ref(), how)
+        }
+        GuardCommand::Enforce(flags) => {
+            let how = How { command: "enforce", mode: Mode::Enforce, trial: flags.confirm_within };
+            enforce::apply(flags.policy.resolve()?.as_ref(), how)
+        }
+        GuardCommand::Confirm(flags) => trial::confirm(&flags.resolve()?),
+        GuardCommand::Status(flags) => status::status(flags),
+        GuardCommand::Verify(flags) => verify::verify(flags),
+        GuardCommand::Watch(flags) => watch::watch(flags),
+        GuardCommand::Allow(args) => allow::allow(args),
+        GuardCommand::Detach(flags) => enforce::detach(&flags.resolve()?),
+        GuardCommand::Expire(flags) => trial::expire(&flags.resolve()?),
     }
 }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use super::frames::{Way, frame};
+use super::frames::{ETHERNET, Way, frame};
 use super::pins::{Hook, Pins};
 use super::policy::{Policy, ip};
 use super::vouch::Voucher;
@@ -25,7 +25,6 @@ const NOBODY: Account = Account { uid: 65_534, gid: 65_534 };
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const CGROUP_REFUSE: u32 = 0;
-const NETWORK_HEADER: usize = 14;
 
 /// What a probe has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +49,8 @@ pub(super) struct Probe {
 
 /// Every address and port that the policy protects on this host, as its neighbours would address them.
 pub(super) fn doors(policy: &Policy) -> Vec<SocketAddr> {
-    let whole: Vec<u16> = policy.ports.iter().filter(|(_, flags)| **flags & port::WHOLE != 0).map(|(n, _)| *n).collect();
+    let whole: Vec<u16> =
+        policy.ports.iter().filter(|(_, flags)| **flags & port::WHOLE != 0).map(|(n, _)| *n).collect();
     let single = |prefix: &&super::policy::Prefix| {
         let width = Address::FAMILY_BITS + if ip(&prefix.address).is_ipv4() { 32 } else { 128 };
         prefix.kind == local::OWN && prefix.bits == width
@@ -75,7 +75,13 @@ fn stranger(policy: &Policy, to: SocketAddr) -> Option<SocketAddr> {
 }
 
 /// Shows the program on an interface frames as they would arrive there: the kernel itself runs it.
-pub(super) fn interface(pins: &Pins, program: u32, index: u32, name: &str, policy: &Policy) -> anyhow::Result<Vec<Probe>> {
+pub(super) fn interface(
+    pins: &Pins,
+    program: u32,
+    index: u32,
+    name: &str,
+    policy: &Policy,
+) -> anyhow::Result<Vec<Probe>> {
     let hook = Hook::Xdp(index);
     let Some(program) = pins.program(hook.program(), program)? else {
         let found = Found::Bad("its link runs a program that is not the guard's".to_owned());
@@ -94,7 +100,7 @@ pub(super) fn interface(pins: &Pins, program: u32, index: u32, name: &str, polic
 pub(super) fn ingress(program: BorrowedFd<'_>, index: u32, name: &str, policy: &Policy) -> Vec<Probe> {
     let past = |frame: &[u8]| bpf::test_run(program, frame, &socket_context(index));
     let verdict = |result: u32| (result != CGROUP_REFUSE).then(|| "reaches the socket".to_owned());
-    show(&format!("past XDP, by {name}"), policy, NETWORK_HEADER, past, verdict)
+    show(&format!("past XDP, by {name}"), policy, ETHERNET, past, verdict)
 }
 
 /// Each door with each kind of frame; one probe a door.
@@ -121,11 +127,7 @@ fn show(
                 Err(error) => open.push(format!("a {} cannot be tried ({error})", kind.name())),
             }
         }
-        let found = if open.is_empty() {
-            Found::Good("dropped".to_owned())
-        } else {
-            Found::Bad(open.join(", "))
-        };
+        let found = if open.is_empty() { Found::Good("dropped".to_owned()) } else { Found::Bad(open.join(", ")) };
         probes.push(Probe { side: "outside", way, found });
     }
     probes

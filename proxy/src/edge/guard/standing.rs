@@ -68,9 +68,9 @@ impl Standing {
 
 /// How long ago a time of [`Standing::verified`] was.
 pub(super) fn age(at: u64) -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(at)).map_or(Duration::ZERO, |age| {
-        Duration::from_secs(age.as_secs())
-    })
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH + Duration::from_secs(at))
+        .map_or(Duration::ZERO, |age| Duration::from_secs(age.as_secs()))
 }
 
 /// The record of a guard; `None` where it has none yet.

@@ -10,7 +10,6 @@ use aya::maps::{Array, Map, MapData};
 use crate::edge::sys::bpf;
 
 /// A record of `N` bytes.
-#[derive(Debug)]
 pub(super) struct Store<const N: usize> {
     values: Array<MapData, [u8; N]>,
 }

@@ -40,7 +40,8 @@ impl fmt::Display for Table {
                     line.push_str("  ");
                 }
                 let gap = " ".repeat(width - cell.chars().count());
-                let (before, after) = if self.right.contains(&column) { (gap.as_str(), "") } else { ("", gap.as_str()) };
+                let (before, after) =
+                    if self.right.contains(&column) { (gap.as_str(), "") } else { ("", gap.as_str()) };
                 line.extend([before, cell, after]);
             }
             writeln!(f, "{}", line.trim_end())?;

@@ -24,7 +24,7 @@ use super::host;
 use super::options::{DEFAULT_PIN, PinArg};
 use super::pins::{Hook, Pins};
 use super::rings;
-use super::standing::{self, Standing};
+use super::standing;
 use super::store::Store;
 use crate::config::units::format_duration;
 use crate::edge::sys::bpf;
@@ -67,7 +67,9 @@ impl Trial {
         let text = self.to_json().to_string();
         let room = bytes.get_mut(..text.len()).context("too many interfaces for the record of a trial")?;
         room.copy_from_slice(text.as_bytes());
-        Store::<LEN>::make(&pins.trial()).and_then(|mut store| store.write(bytes)).context("cannot record the trial")?;
+        Store::<LEN>::make(&pins.trial())
+            .and_then(|mut store| store.write(bytes))
+            .context("cannot record the trial")?;
         start_keeper(pins).context("cannot start the process that would roll back")
     }
 
@@ -230,10 +232,7 @@ pub(super) fn announce(time: Duration, pins: &Pins, former: bool) -> String {
         format!(" --pin {}", pins.dir().display())
     };
     let back = if former { "the former policy comes back" } else { "the guard goes" };
-    format!(
-        "  trial    `portcullis guard confirm{place}` within {} keeps it; otherwise {back}",
-        format_duration(time)
-    )
+    format!("  trial    `portcullis guard confirm{place}` within {} keeps it; otherwise {back}", format_duration(time))
 }
 
 /// The time since boot, suspended time included.

@@ -46,7 +46,8 @@ pub(super) fn watch(args: &ReadFlags) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if !args.json {
         eprintln!("portcullis: watching; one reader takes each event, and Ctrl-C ends this");
-        writeln!(out, "{}", HEADING.trim_end())?;
+        line(&mut out, ["time", "ring", "reason", "verdict", "source", "destination", "interface", "process"])?;
+        out.flush()?;
     }
     while !ended.load(Ordering::Relaxed) {
         let mut told = false;
@@ -80,8 +81,14 @@ fn quietly(result: io::Result<()>) -> io::Result<Option<()>> {
     }
 }
 
-const HEADING: &str = "time                      ring     reason               verdict  source                                           \
-                       destination                                      interface  process";
+/// One line of the table; addresses that are longer than their column push the rest aside.
+fn line(out: &mut impl Write, cells: [&str; 8]) -> io::Result<()> {
+    let [time, ring, reason, verdict, source, destination, interface, process] = cells;
+    let line = format!(
+        "{time:<24}  {ring:<7}  {reason:<19}  {verdict:<7}  {source:<21}  {destination:<21}  {interface:<10}  {process}"
+    );
+    writeln!(out, "{}", line.trim_end())
+}
 
 struct Teller {
     json: bool,
@@ -113,16 +120,10 @@ impl Teller {
             writeln!(out, "{time}  … {} more were counted and not told, above the rate limit", event.suppressed)?;
         }
         let process = if local { format!("{command} (pid {}, uid {})", event.pid, event.uid) } else { "-".to_owned() };
-        writeln!(
-            out,
-            "{time:<24}  {:<7}  {:<19}  {:<7}  {:<47}  {:<47}  {:<9}  {process}",
-            event.ring.name(),
-            event.reason.name(),
-            event.verdict.name(),
-            source.as_deref().unwrap_or("-"),
-            destination.as_deref().unwrap_or("-"),
-            interface.as_deref().unwrap_or("-"),
-        )
+        let [source, destination, interface] =
+            [&source, &destination, &interface].map(|cell| cell.as_deref().unwrap_or("-"));
+        let (ring, reason, verdict) = (event.ring.name(), event.reason.name(), event.verdict.name());
+        line(out, [&time, ring, reason, verdict, source, destination, interface, &process])
     }
 
     /// Interfaces come and go: an unknown number is looked up anew.
