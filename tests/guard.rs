@@ -2,6 +2,8 @@
 //!
 //! Every attack is first shown to work without the guard.
 
+#[path = "guard_commands.rs"]
+mod commands;
 mod world;
 
 use std::fs;

@@ -199,7 +199,10 @@ fn switch(
 
     let number = generations.last().map_or(1, |newest| newest + 1);
     let confirm_by = how.trial.map_or(0, |time| deadline(trial::since_boot() + time));
-    let policy = policy(rings.header(here, number, how.mode, confirm_by))?;
+    // The programs themselves give up a trial that nobody confirms, where nothing was refused before.
+    let refused_before = before.as_ref().is_some_and(|before| before.policy.header.mode == Mode::Enforce);
+    let mode = if how.trial.is_some() && !refused_before { Mode::Trial } else { how.mode };
+    let policy = policy(rings.header(here, number, mode, confirm_by))?;
     let hooks = rings.hooks();
     let former = before.is_some();
     if let Some(before) = &before
@@ -241,7 +244,7 @@ fn deadline(time: Duration) -> u64 {
 fn cut_for(mode: Mode, pins: &Pins, policy: &Policy, before: Option<&Installed>) -> io::Result<usize> {
     match mode {
         Mode::Audit => Ok(0),
-        Mode::Enforce => {
+        Mode::Enforce | Mode::Trial => {
             let flows = Flows::open(pins)?;
             cut(|here, there| !flows.has(here, there) && stranger(policy, before, here, there))
         }

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use portcullis_ebpf::{
-    ABI_VERSION, Address, FLOW_LEN, Header, Mode, Reason, Ring, Tally, flow, flow_key, map, program, target_key,
+    ABI_VERSION, Address, FLOW_LEN, Header, Reason, Ring, Tally, flow, flow_key, map, program, target_key,
 };
 
 use super::host::address;

@@ -91,7 +91,7 @@ pub(super) fn refresh(pins: &Pins) -> io::Result<()> {
     let Some(newest) = pins.newest()? else { return Ok(()) };
     let mode = match loader::header(pins, newest)?.mode {
         Mode::Audit => AUDIT,
-        Mode::Enforce => ENFORCE,
+        Mode::Enforce | Mode::Trial => ENFORCE,
     };
     change(pins, |standing| *standing = Standing { mode, ..Standing::default() })
 }

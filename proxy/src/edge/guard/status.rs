@@ -91,15 +91,18 @@ impl Report {
         }))
     }
 
-    /// "enforced", "auditing", or "broken" when a ring does not hold.
+    /// "enforced", "auditing", "broken" when a ring does not hold, or "lapsed" when a trial is over and what was
+    /// before is not back yet.
     pub(super) fn state(&self) -> &'static str {
         let interfaces = self.rings.iter().filter(|ring| ring.ring == "xdp").count();
         let whole =
             interfaces == usize::from(self.policy.header.interfaces) && self.rings.iter().all(|ring| ring.holds);
+        let lapsed = self.trial.as_ref().is_some_and(|trial| trial.left().is_none());
         match (whole, self.policy.header.mode) {
             (false, _) => "broken",
+            (true, _) if lapsed => "lapsed",
             (true, Mode::Audit) => "auditing",
-            (true, Mode::Enforce) => "enforced",
+            (true, Mode::Enforce | Mode::Trial) => "enforced",
         }
     }
 
@@ -110,7 +113,7 @@ impl Report {
     fn mode(&self) -> &'static str {
         match self.policy.header.mode {
             Mode::Audit => "audit",
-            Mode::Enforce => "enforce",
+            Mode::Enforce | Mode::Trial => "enforce",
         }
     }
 
@@ -181,7 +184,7 @@ impl Report {
         for Count { tally, interface, count } in &self.counters {
             let verdict = match (tally.reason.passes(), header.mode) {
                 (true, _) => "passed",
-                (false, Mode::Enforce) => "refused",
+                (false, Mode::Enforce | Mode::Trial) => "refused",
                 (false, Mode::Audit) => "would be refused",
             };
             let interface = interface.as_deref().unwrap_or("-");

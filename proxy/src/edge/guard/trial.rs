@@ -6,8 +6,9 @@
 //! programs of the former policy link by link, or removes the guard where there was none. The former policy stays
 //! loaded and pinned during the trial: going back needs no compiler, no file and no decision.
 //!
-//! If the keeper itself is killed, every later guard command that changes something, and the agent, rolls an overdue
-//! trial back first; until then the policy on trial holds, which is the shut side.
+//! The keeper may be killed too. Where nothing was refused before, the programs in the kernel look at the clock and refuse
+//! nothing any more once the time is over: no process is needed to open. Where a former policy refused, the one on trial
+//! stays until the next guard command that changes something (`confirm` included), which rolls an overdue trial back first.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -17,10 +18,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use portcullis_ebpf::{Header, Mode};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::host;
+use super::loader;
 use super::options::{DEFAULT_PIN, PinArg};
 use super::pins::{Hook, Pins};
 use super::rings;
@@ -164,6 +167,9 @@ pub(super) fn confirm(pin: &PinArg) -> anyhow::Result<ExitCode> {
         trial.roll_back(&pins)?;
         bail!("too late: the time to confirm was over, and the guard has been rolled back");
     }
+    let header = loader::header(&pins, trial.generation).context("cannot read the policy on trial")?;
+    let header = Header { mode: Mode::Enforce, confirm_by: 0, ..header };
+    loader::set_header(&pins, &header).context("cannot confirm the policy")?;
     forget(&pins).context("cannot remove the record of the trial")?;
     for number in pins.generations()?.into_iter().filter(|number| *number != trial.generation) {
         pins.remove_generation(number).context("cannot remove the former policy")?;
