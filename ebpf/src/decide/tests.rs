@@ -304,3 +304,23 @@ fn the_header_survives_its_bytes() {
     };
     assert_eq!(crate::Header::from_bytes(&header.to_bytes()), header);
 }
+
+#[test]
+fn a_trial_refuses_until_its_time_is_over() {
+    let header = |mode| Header {
+        abi: 2,
+        mode,
+        connect_ring: true,
+        ingress_ring: true,
+        interfaces: 1,
+        netns: 1,
+        generation: 1,
+        confirm_by: 100,
+    };
+    for (mode, before, after) in [(Mode::Audit, false, false), (Mode::Enforce, true, true), (Mode::Trial, true, false)]
+    {
+        let read = Header::from_bytes(&header(mode).to_bytes());
+        assert_eq!((read.refuses(|| 100), read.refuses(|| 101)), (before, after), "{mode:?}");
+    }
+    assert!(Header::from_bytes(&[0xff; Header::LEN]).refuses(|| u64::MAX), "a policy that is missing");
+}
