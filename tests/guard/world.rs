@@ -1,11 +1,11 @@
 //! Network namespaces with a guard in one of them, and ways to knock at its door.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use portcullis::edge::guard::vouch::Voucher;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_portcullis");
@@ -74,6 +75,12 @@ impl World {
         run(Command::new("ip").args(["-n", &self.space(space)]).args(args.split(' ')));
     }
 
+    /// The same where this kernel may not know what is asked for.
+    pub(super) fn try_ip(&self, space: &str, args: &str) -> Result<(), String> {
+        let output = Command::new("ip").args(["-n", &self.space(space)]).args(args.split(' ')).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
+    }
+
     pub(super) fn address(&self, network: u8, host: u8) -> IpAddr {
         IpAddr::from([10, u8::try_from(self.subnet).unwrap(), network, host])
     }
@@ -93,13 +100,38 @@ impl World {
 
     /// Runs `task` on a thread of its own inside a namespace.
     pub(super) fn within<T: Send + 'static>(&self, space: &str, task: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn_within(space, task).join().unwrap()
+    }
+
+    /// The same without waiting for its end.
+    pub(super) fn spawn_within<T: Send + 'static>(
+        &self,
+        space: &str,
+        task: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
         let path = format!("/run/netns/{}", self.space(space));
-        let inside = move || {
+        thread::spawn(move || {
             let namespace = File::open(path).unwrap();
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             task()
-        };
-        thread::spawn(inside).join().unwrap()
+        })
+    }
+
+    /// Puts frames, in hexadecimal, on the wire.
+    pub(super) fn send_frames(&self, space: &str, interface: &str, frames: &[String]) {
+        let script = "import socket, sys\n\
+                      s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
+                      s.bind((sys.argv[1], 0))\n\
+                      for frame in sys.argv[2:]: s.send(bytes.fromhex(frame))";
+        let namespace = format!("--net=/run/netns/{}", self.space(space));
+        run(Command::new("nsenter").args([&namespace, "python3", "-c", script, interface]).args(frames));
+    }
+
+    /// The hardware address of an interface.
+    pub(super) fn mac(&self, space: &str, interface: &str) -> String {
+        let output = Command::new("ip").args(["-n", &self.space(space), "-j", "link", "show", interface]).output();
+        let links: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        links[0]["address"].as_str().unwrap().to_owned()
     }
 
     /// Something that listens on every address and answers each connection with a letter.
@@ -170,6 +202,24 @@ impl World {
         self.within("out", move || open(voucher.as_ref(), None, to))
     }
 
+    /// Starts the agent that stays, and waits for it to say that a policy is in force.
+    pub(super) fn agent(&self, options: &str) -> Agent {
+        let args = format!("run --port {} {options}", self.port);
+        let mut child = self.guard_command("in", &args).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        said.read_line(&mut first).unwrap();
+        assert!(first.contains("is in force"), "{first}");
+        Agent { child, said }
+    }
+
+    /// Whether the XDP ring holds on an interface.
+    pub(super) fn guards(&self, interface: &str) -> bool {
+        let status = self.status();
+        let rings = status["rings"].as_array().unwrap();
+        rings.iter().any(|ring| ring["ring"] == "xdp" && ring["place"] == interface && ring["holds"] == true)
+    }
+
     #[track_caller]
     pub(super) fn shut_from_outside(&self) {
         for door in [self.door(), self.door6()] {
@@ -218,10 +268,44 @@ impl World {
         self.count_where(|counter| counter["ring"] == ring && counter["reason"] == reason)
     }
 
+    /// What one ring has refused.
+    pub(super) fn dropped(&self, ring: &str) -> u64 {
+        self.count_where(|counter| counter["ring"] == ring && counter["passed"] == false)
+    }
+
     fn count_where(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> u64 {
         let status = self.status();
         let counters = status["counters"].as_array().unwrap();
         counters.iter().filter(|counter| wanted(counter)).map(|counter| counter["count"].as_u64().unwrap()).sum()
+    }
+}
+
+/// A running `guard run`.
+pub(super) struct Agent {
+    child: Child,
+    said: BufReader<ChildStderr>,
+}
+
+impl Agent {
+    pub(super) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Stops it as a service manager does; what it has said.
+    pub(super) fn stop(mut self) -> String {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let mut said = String::new();
+        self.said.read_to_string(&mut said).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{said}");
+        said
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 

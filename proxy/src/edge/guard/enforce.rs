@@ -12,7 +12,7 @@ use portcullis_ebpf::{ABI_VERSION, Header, Mode};
 
 use super::cut::cut;
 use super::host::{self, Host, Interface};
-use super::loader::{self, Flows, Loaded};
+use super::loader::{self, Flows, Generation};
 use super::options::{EnforceArgs, PinArg, XdpMode};
 use super::pins::{CONNECT, Hook, Pinned, Pins};
 use super::policy::{self, Policy};
@@ -30,7 +30,7 @@ pub(super) struct Installed {
 /// Where the rings go.
 pub(super) struct Rings {
     pub(super) interfaces: Vec<Interface>,
-    mode: XdpMode,
+    pub(super) mode: XdpMode,
     /// Whether this host's own processes are judged.
     connect: bool,
     /// The cgroup root, for the connect and the ingress ring. A container may guard its own port without it.
@@ -49,7 +49,7 @@ impl Rings {
     }
 
     /// Every hook, in the order of attaching.
-    fn hooks(&self) -> Vec<Hook> {
+    pub(super) fn hooks(&self) -> Vec<Hook> {
         let outside = self.interfaces.iter().map(|interface| Hook::Xdp(interface.index));
         let ingress = self.cgroup.is_some().then_some(Hook::Ingress);
         let inside = if self.connect { &CONNECT[..] } else { &[] };
@@ -184,6 +184,12 @@ fn rewrite(
     switch(pins, &here, rings, with, how)
 }
 
+/// Puts back a guard of which a part, or all, was taken away: the policy as it was last seen, on `rings`.
+pub(super) fn restore(pins: &Pins, here: &Host, rings: Rings, last: &Policy) -> anyhow::Result<Enforced> {
+    let with = |header| Ok(Policy { header, local: here.local.clone(), ..last.clone() });
+    switch(pins, here, rings, with, How { command: "run", mode: last.header.mode, trial: None })
+}
+
 /// Fill maps, attach, remove what the new policy no longer has, cut what was open.
 fn switch(
     pins: &Pins,
@@ -286,8 +292,8 @@ impl Installed {
 }
 
 fn attach(policy: &Policy, rings: &Rings, pins: &Pins, links: &[Pinned]) -> anyhow::Result<()> {
-    let loaded = Loaded::new(pins, policy)?;
-    let mut change = Change::new(pins, &loaded, links);
+    let programs = Generation::load(pins, policy)?;
+    let mut change = Change::new(pins, &programs, links);
     for interface in &rings.interfaces {
         change.interface(interface, rings.mode)?;
     }

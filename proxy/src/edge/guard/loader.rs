@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::lpm_trie::Key;
@@ -15,7 +15,7 @@ use portcullis_ebpf::{
 };
 
 use super::host::address;
-use super::pins::Pins;
+use super::pins::{Hook, Pins};
 use super::policy::{Policy, Prefix};
 use crate::edge::sys::bpf;
 
@@ -36,15 +36,21 @@ pub(super) fn require_object() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One generation of maps and programs, in the kernel and pinned, but not attached.
+/// One generation of maps and programs, in the kernel and pinned, but not by itself attached.
 #[derive(Debug)]
-pub(super) struct Loaded {
-    ebpf: Ebpf,
+pub(super) struct Generation<'a> {
+    pins: &'a Pins,
+    number: u64,
 }
 
-impl Loaded {
-    /// Loads the programs over maps that hold `policy`, and pins both as its generation.
-    pub(super) fn new(pins: &Pins, policy: &Policy) -> anyhow::Result<Self> {
+impl<'a> Generation<'a> {
+    /// One that is there.
+    pub(super) fn existing(pins: &'a Pins, number: u64) -> Self {
+        Self { pins, number }
+    }
+
+    /// Loads the programs over maps that hold `policy`, and pins both.
+    pub(super) fn load(pins: &'a Pins, policy: &Policy) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_pin_path(map::VOUCHED, pins.vouched())
             .map_pin_path(map::COUNTERS, pins.counters())
@@ -57,26 +63,26 @@ impl Loaded {
         for name in PROGRAMS {
             load(&mut ebpf, name)?;
         }
-        let loaded = Self { ebpf };
-        loaded.pin(pins, policy.header.generation).context("cannot pin the guard")?;
-        Ok(loaded)
+        let new = Self { pins, number: policy.header.generation };
+        new.pin(&ebpf).context("cannot pin the guard")?;
+        Ok(new)
     }
 
-    /// A program that is loaded.
-    pub(super) fn program(&self, name: &str) -> anyhow::Result<BorrowedFd<'_>> {
-        let program = self.ebpf.program(name).with_context(|| format!("the eBPF object has no program {name}"))?;
-        Ok(program.fd()?.as_fd())
+    /// The program for a hook.
+    pub(super) fn program(&self, hook: Hook) -> io::Result<OwnedFd> {
+        bpf::open(&self.pins.generation(self.number).join(hook.program()))
     }
 
-    fn pin(&self, pins: &Pins, generation: u64) -> anyhow::Result<()> {
-        let dir = pins.generation(generation);
+    fn pin(&self, ebpf: &Ebpf) -> anyhow::Result<()> {
+        let dir = self.pins.generation(self.number);
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         for name in POLICY_MAPS {
-            let map = self.ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+            let map = ebpf.map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
             map.pin(dir.join(name.to_lowercase()))?;
         }
         for name in PROGRAMS {
-            bpf::pin(self.program(name)?, &dir.join(name))?;
+            let program = ebpf.program(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+            bpf::pin(program.fd()?.as_fd(), &dir.join(name))?;
         }
         Ok(())
     }
@@ -259,6 +265,19 @@ pub(super) fn set_header(pins: &Pins, header: &Header) -> io::Result<()> {
     let map = pinned(pins, header.generation, map::POLICY)?;
     let mut policy = Array::<_, [u8; Header::LEN]>::try_from(map).map_err(io::Error::other)?;
     policy.set(0, header.to_bytes(), 0).map_err(io::Error::other)
+}
+
+/// Makes the local addresses of a generation those of `now`, one by one: each packet finds either the old or the new.
+pub(super) fn set_local(pins: &Pins, generation: u64, before: &[Prefix], now: &[Prefix]) -> anyhow::Result<()> {
+    let mut trie = LpmTrie::<_, AddressKey, u8>::try_from(pinned(pins, generation, map::LOCAL)?)?;
+    for prefix in now.iter().filter(|prefix| !before.contains(prefix)) {
+        trie.insert(&Key::new(prefix.bits, prefix.address.0), prefix.kind, 0)?;
+    }
+    let stays = |gone: &Prefix| now.iter().any(|prefix| (prefix.address, prefix.bits) == (gone.address, gone.bits));
+    for prefix in before.iter().filter(|prefix| !stays(prefix)) {
+        trie.remove(&Key::new(prefix.bits, prefix.address.0))?;
+    }
+    Ok(())
 }
 
 fn pinned(pins: &Pins, generation: u64, name: &str) -> io::Result<Map> {

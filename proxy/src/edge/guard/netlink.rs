@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 const HEADER: usize = 16;
@@ -79,6 +81,32 @@ impl Netlink {
                     _ => each(kind, payload),
                 }
             }
+        }
+    }
+}
+
+/// A socket that becomes readable when an interface, an address or a route of this network namespace changes.
+pub(super) fn follow() -> io::Result<OwnedFd> {
+    const LINK: u32 = 1;
+    const IPV4_ADDRESS: u32 = 0x10;
+    const IPV4_ROUTE: u32 = 0x40;
+    const IPV6_ADDRESS: u32 = 0x100;
+    const IPV6_ROUTE: u32 = 0x400;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    let groups = LINK | IPV4_ADDRESS | IPV4_ROUTE | IPV6_ADDRESS | IPV6_ROUTE;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+    Ok(socket)
+}
+
+/// Throws away what [`follow`] has brought: what has changed is read anew in any case.
+pub(super) fn drain(socket: &OwnedFd) {
+    let mut buffer = [0; 8 * 1024];
+    loop {
+        match rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()) {
+            // ENOBUFS says that messages were lost, which is a change too.
+            Ok(_) | Err(Errno::INTR | Errno::NOBUFS) => {}
+            Err(_) => return,
         }
     }
 }

@@ -38,6 +38,9 @@ pub enum GuardCommand {
     Enforce(EnforceFlags),
     /// Keep what `enforce --confirm-within` put on trial
     Confirm(PinFlags),
+    /// Enforce and stay: follow interfaces and addresses that come and go, put back what somebody takes away, and
+    /// verify each minute
+    Run(PolicyFlags),
     /// Say what the kernel enforces now (exit code 0: enforced, 3: no guard, 4: not all of it holds)
     Status(ReadFlags),
     /// Try every way in and the gate's own (exit code 0: all shut and the gate's open, 3: no guard, 4: not so)

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use anyhow::{Context as _, anyhow, bail};
 
 use super::host::Interface;
-use super::loader::Loaded;
+use super::loader::Generation;
 use super::options::XdpMode;
 use super::pins::{Hook, Pinned, Pins};
 use crate::edge::sys::bpf::{self, Target};
@@ -19,7 +19,7 @@ const XDP_NATIVE: u32 = 1 << 2;
 #[derive(Debug)]
 pub(super) struct Change<'a> {
     pins: &'a Pins,
-    loaded: &'a Loaded,
+    programs: &'a Generation<'a>,
     previous: &'a [Pinned],
     undo: Vec<Undo>,
 }
@@ -31,9 +31,9 @@ enum Undo {
 }
 
 impl<'a> Change<'a> {
-    /// Begins a change from the links in `previous` to the programs in `loaded`.
-    pub(super) fn new(pins: &'a Pins, loaded: &'a Loaded, previous: &'a [Pinned]) -> Self {
-        Self { pins, loaded, previous, undo: Vec::new() }
+    /// Begins a change from the links in `previous` to the programs of a generation.
+    pub(super) fn new(pins: &'a Pins, programs: &'a Generation<'a>, previous: &'a [Pinned]) -> Self {
+        Self { pins, programs, previous, undo: Vec::new() }
     }
 
     /// Puts the XDP program on an interface.
@@ -59,7 +59,9 @@ impl<'a> Change<'a> {
         for hook in hooks.iter().copied() {
             self.put(hook, &[Target::Cgroup(root.as_fd())]).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => anyhow!(
-                    "another program keeps the cgroup root for itself: see `bpftool cgroup show`, or use --no-local"
+                    "{} keeps the hook of {} on the cgroup root for itself: remove it, or use --no-local",
+                    occupants(root, hook),
+                    hook.program()
                 ),
                 _ => anyhow!("cannot put {} on the cgroup root: {error}", hook.program()),
             })?;
@@ -69,7 +71,8 @@ impl<'a> Change<'a> {
 
     /// Swaps the program of an existing link, or makes a link on the first target that takes it.
     fn put(&mut self, hook: Hook, targets: &[Target<'_>]) -> io::Result<()> {
-        let program = self.loaded.program(hook.program()).map_err(io::Error::other)?;
+        let program = self.programs.program(hook)?;
+        let program = program.as_fd();
         let existing = self.previous.iter().find(|pinned| pinned.hook == hook);
         if let Some(pinned) = existing {
             if pinned.is_attached() {
@@ -157,6 +160,14 @@ pub(super) fn require_free(interfaces: &[Interface], previous: &[Pinned], mode: 
         }
     }
     Ok(())
+}
+
+/// Who is on a hook of the cgroup root, for a message.
+fn occupants(root: &File, hook: Hook) -> String {
+    let ids = bpf::programs_on(root.as_fd(), hook.attach_type()).unwrap_or_default();
+    let names: Vec<String> =
+        ids.iter().map(|id| format!("the program {:?} (id {id})", program_name(*id).unwrap_or_default())).collect();
+    if names.is_empty() { "another program".to_owned() } else { names.join(", ") }
 }
 
 fn program_name(id: u32) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use portcullis_ebpf::{Mode, Ring as Place, Tally};
@@ -70,7 +71,24 @@ pub(super) fn status(args: &ReadFlags) -> anyhow::Result<ExitCode> {
 }
 
 impl Report {
+    /// Reads it as a whole; a change of policy under way takes away pins that have just been listed, so it tries again.
     pub(super) fn read(pins: &Pins) -> anyhow::Result<Option<Self>> {
+        const TRIES: u32 = 40;
+        const PAUSE: Duration = Duration::from_millis(25);
+        let gone = |error: &anyhow::Error| {
+            let missing = |cause: &io::Error| cause.kind() == io::ErrorKind::NotFound;
+            error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(missing))
+        };
+        for _ in 0..TRIES {
+            match Self::read_once(pins) {
+                Err(error) if gone(&error) => std::thread::sleep(PAUSE),
+                result => return result,
+            }
+        }
+        Self::read_once(pins)
+    }
+
+    fn read_once(pins: &Pins) -> anyhow::Result<Option<Self>> {
         if !pins.dir().exists() {
             return Ok(None);
         }

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::host::{self, Host};
 use super::options::{PinArg, ReadFlags};
 use super::pins::{Hook, Pins};
+use super::policy::Policy;
 use super::probe::{self, Found, Probe};
 use super::standing;
 use super::status::{ABSENT, BROKEN, Report};
@@ -101,6 +102,27 @@ fn outside(pins: &Pins, report: &Report) -> anyhow::Result<Vec<Probe>> {
         probes.extend(probe::ingress(program.as_fd(), interface.index, &interface.name, &report.policy));
     }
     Ok(probes)
+}
+
+/// For the agent: tries everything, notes the result, and tells of it when it is another than the last time.
+pub(super) fn each_minute() -> impl FnMut(&Pins, &Policy) {
+    let mut last: Option<Vec<String>> = None;
+    move |pins, _| {
+        let faults = match try_all(&PinArg { dir: pins.dir().to_path_buf() }) {
+            Ok(Some(verdict)) => verdict.faults().collect(),
+            Ok(None) => vec!["there is no guard".to_owned()],
+            Err(error) => vec![format!("it cannot be verified: {error:#}")],
+        };
+        if last.as_ref() != Some(&faults) {
+            if faults.is_empty() {
+                eprintln!("portcullis: verified: every way in is shut, and the gate's own is open");
+            }
+            for fault in &faults {
+                eprintln!("portcullis: warning: NOT AS IT SHOULD BE: {fault}");
+            }
+            last = Some(faults);
+        }
+    }
 }
 
 /// `guard verify`.

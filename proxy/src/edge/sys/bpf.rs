@@ -14,6 +14,7 @@ const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
@@ -126,6 +127,35 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw(link);
     // SAFETY: the attribute of BPF_LINK_DETACH is the link's descriptor alone.
     unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    _pad: u32,
+}
+
+/// The ids of the programs on a cgroup, sixteen at most.
+pub(crate) fn programs_on(cgroup: BorrowedFd<'_>, at: AttachType) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 16];
+    let mut attr = Query {
+        target: raw(cgroup),
+        attach_type: at as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: ids.as_mut_ptr() as u64,
+        count: 16,
+        _pad: 0,
+    };
+    // SAFETY: the attribute is that of BPF_PROG_QUERY; the kernel writes at most `count` ids to an array that is that
+    // long and outlives the call.
+    unsafe { bpf(PROG_QUERY, &mut attr) }?;
+    Ok(ids.into_iter().filter(|id| *id != 0).collect())
 }
 
 #[repr(C)]

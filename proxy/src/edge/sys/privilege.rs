@@ -3,7 +3,10 @@
 use std::io;
 
 use rustix::process::{Gid, Resource, Rlimit, Uid, geteuid, getrlimit, setrlimit};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
 
 /// An account of the system, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,18 @@ pub fn become_account(account: Account) -> io::Result<()> {
     if !uid.is_root() && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_ok() {
         return Err(io::Error::other("root could be had back after giving it up"));
     }
+    Ok(())
+}
+
+/// Gives up every capability but the three that changing eBPF links and cutting connections take.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn keep_only_capabilities_for_bpf() -> io::Result<()> {
+    let kept = CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON | CapabilitySet::BPF;
+    let held = capabilities(None)?;
+    let kept = if held.effective.contains(kept) { kept } else { held.effective };
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
     Ok(())
 }
 
