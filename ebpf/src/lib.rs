@@ -107,6 +107,8 @@ pub enum Mode {
     Audit = 0,
     /// Refuse.
     Enforce = 1,
+    /// Refuse until [`Header::confirm_by`], then only count: nobody need live to open again what nobody confirmed.
+    Trial = 2,
 }
 
 /// An address of either family as it stands in keys: the family, then 4 or 16 octets, then zeros.
@@ -219,7 +221,7 @@ pub struct Header {
     /// Counts the policies that this guard has had.
     pub generation: u64,
     /// Nanoseconds of `CLOCK_BOOTTIME` until which the policy wants to be confirmed; 0 when it need not be. The
-    /// programs do not look at it.
+    /// programs look at it in [`Mode::Trial`] only.
     pub confirm_by: u64,
 }
 
@@ -244,12 +246,28 @@ impl Header {
         bytes
     }
 
-    /// Reads a value back; anything but an explicit audit is an enforcement.
+    /// Whether the programs refuse at this time.
+    #[inline(always)]
+    pub fn refuses(&self, now: impl Fn() -> u64) -> bool {
+        match self.mode {
+            Mode::Audit => false,
+            Mode::Enforce => true,
+            Mode::Trial => now() <= self.confirm_by,
+        }
+    }
+
+    /// Reads a value back; anything but an explicit audit or trial is an enforcement.
     #[inline(always)]
     pub fn from_bytes(b: &[u8; Self::LEN]) -> Self {
         Self {
             abi: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            mode: if b[4] == Mode::Audit as u8 { Mode::Audit } else { Mode::Enforce },
+            mode: if b[4] == Mode::Audit as u8 {
+                Mode::Audit
+            } else if b[4] == Mode::Trial as u8 {
+                Mode::Trial
+            } else {
+                Mode::Enforce
+            },
             connect_ring: b[5] & CONNECT_RING != 0,
             ingress_ring: b[5] & INGRESS_RING != 0,
             interfaces: u16::from_ne_bytes([b[6], b[7]]),

@@ -27,7 +27,7 @@ mod programs {
         programs::{SkBuffContext, SockAddrContext, SockOpsContext, XdpContext},
     };
     use portcullis_ebpf::{
-        Address, EVENTS_A_SECOND, Event, FLOW_LEN, Header, Mode, Reason, Ring, Tally, Verdict, capacity,
+        Address, EVENTS_A_SECOND, Event, FLOW_LEN, Header, Reason, Ring, Tally, Verdict, capacity,
         decide::{self, Ends, Outcome, Packet, Tables},
         flow, flow_key,
     };
@@ -151,9 +151,10 @@ mod programs {
 
     /// Counts and tells a refusal; whether it is to be carried out.
     #[inline(always)]
-    fn refused(ring: Ring, reason: Reason, interface: u32, ends: &Ends, mode: Mode) -> bool {
+    fn refused(ring: Ring, reason: Reason, interface: u32, ends: &Ends, policy: &Header) -> bool {
         count(ring, reason, interface);
-        let acts = matches!(mode, Mode::Enforce);
+        // SAFETY: the helper takes nothing and reads a clock.
+        let acts = policy.refuses(|| unsafe { bpf_ktime_get_boot_ns() });
         let Some(suppressed) = may_tell(ring) else {
             return acts;
         };
@@ -219,7 +220,7 @@ mod programs {
                 xdp_action::XDP_PASS
             }
             Outcome::Refused(why, ends) => {
-                if refused(Ring::Xdp, why, ctx.ingress_ifindex() as u32, &ends, header().mode) {
+                if refused(Ring::Xdp, why, ctx.ingress_ifindex() as u32, &ends, &header()) {
                     xdp_action::XDP_DROP
                 } else {
                     xdp_action::XDP_PASS
@@ -247,7 +248,7 @@ mod programs {
                 ALLOW
             }
             Outcome::Refused(why, ends) => {
-                if refused(Ring::Ingress, why, interface, &ends, policy.mode) {
+                if refused(Ring::Ingress, why, interface, &ends, &policy) {
                     REFUSE
                 } else {
                     ALLOW
@@ -311,7 +312,7 @@ mod programs {
             return ALLOW;
         }
         let ends = Ends { destination: *destination, port: (port as u16).to_ne_bytes(), ..Ends::UNKNOWN };
-        if refused(Ring::Connect, Reason::Unvouched, 0, &ends, policy.mode) { REFUSE } else { ALLOW }
+        if refused(Ring::Connect, Reason::Unvouched, 0, &ends, &policy) { REFUSE } else { ALLOW }
     }
 
     /// Writes down the connections of vouched sockets while they live, so that the ingress ring knows their segments

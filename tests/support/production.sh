@@ -50,7 +50,8 @@ start_unit() {
     capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' "$unit" | tr A-Z a-z | sed 's/cap_/+/g; s/ /,/g')
     command=$(sed -n 's/^ExecStart=//p' "$unit")
     local start="setpriv --bounding-set -all,$capabilities --no-new-privs -- $command"
-    if grep -q '^Type=oneshot' "$unit"; then $start; else $start >"$room/$1.log" 2>&1 & fi
+    $start >"$room/$1.log" 2>&1 &
+    echo $! >"$room/$1.pid"
 }
 
 apt-get() { :; }
@@ -66,8 +67,14 @@ systemctl() {
     "daemon-reload") ;;
     "enable --now portcullis-guard portcullis")
         start_unit portcullis-guard
+        # Its word that it is ready, which systemd would wait for.
+        for _ in $(seq 100); do command portcullis guard status >/dev/null 2>&1 && break || sleep 0.1; done
         start_unit portcullis
         wait_for https://registry.example.com/
+        ;;
+    "disable --now portcullis-guard")
+        local agent=$(cat "$room/portcullis-guard.pid")
+        kill "$agent" && wait "$agent"
         ;;
     *) echo "systemctl $*: not stood in for" >&2 && exit 1 ;;
     esac

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::{Header, Mode};
 
 const PORT: u16 = 5000;
 const OWN4: [u8; 4] = [192, 0, 2, 1];
@@ -292,9 +293,9 @@ fn connect_knows_loopback_and_wildcards_inside_only() {
 
 #[test]
 fn the_header_survives_its_bytes() {
-    let header = crate::Header {
+    let header = Header {
         abi: crate::ABI_VERSION,
-        mode: crate::Mode::Enforce,
+        mode: Mode::Enforce,
         connect_ring: true,
         ingress_ring: false,
         confirm_by: 0x1122_3344_5566_7788,
@@ -302,5 +303,25 @@ fn the_header_survives_its_bytes() {
         netns: 0x0123_4567_89ab_cdef,
         generation: 7,
     };
-    assert_eq!(crate::Header::from_bytes(&header.to_bytes()), header);
+    assert_eq!(Header::from_bytes(&header.to_bytes()), header);
+}
+
+#[test]
+fn a_trial_refuses_until_its_time_is_over() {
+    let header = |mode| Header {
+        abi: 2,
+        mode,
+        connect_ring: true,
+        ingress_ring: true,
+        interfaces: 1,
+        netns: 1,
+        generation: 1,
+        confirm_by: 100,
+    };
+    for (mode, before, after) in [(Mode::Audit, false, false), (Mode::Enforce, true, true), (Mode::Trial, true, false)]
+    {
+        let read = Header::from_bytes(&header(mode).to_bytes());
+        assert_eq!((read.refuses(|| 100), read.refuses(|| 101)), (before, after), "{mode:?}");
+    }
+    assert!(Header::from_bytes(&[0xff; Header::LEN]).refuses(|| u64::MAX), "a policy that is missing");
 }

@@ -71,6 +71,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_are_read_and_slips_are_named() {
+        assert_eq!("10.0.0.0/8".parse::<Cidr>().expect("a block").to_string(), "10.0.0.0/8");
+        assert_eq!("192.0.2.7".parse::<Cidr>().expect("a block").bits, 32);
+        assert_eq!("::/0".parse::<Cidr>().expect("a block").bits, 0);
+        assert!("10.0.0.1/8".parse::<Cidr>().expect_err("wrong").contains("write 10.0.0.0/8"));
+        for wrong in ["", "10.0.0.0/33", "10.0.0.0/x", "10.0.0/8", "fe80::/129"] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_block_holds_its_addresses() {
         for (block, inside, outside) in [
             ("10.0.0.0/8", "10.255.0.1", "11.0.0.0"),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
 
-use super::units::{Period, Size};
+use super::units::{Period, Size, Words};
 
 /// A value that may be absent and whose place in the file an error can name.
 pub(super) type Maybe<T> = Option<Spanned<T>>;
@@ -145,10 +145,11 @@ pub(super) struct Blobs {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Guard {
     pub(super) pin: Maybe<String>,
-    pub(super) port: Maybe<IgnoredAny>,
-    pub(super) protect: Maybe<IgnoredAny>,
-    pub(super) interface: Maybe<IgnoredAny>,
-    pub(super) allow: Maybe<IgnoredAny>,
-    pub(super) no_local: Maybe<IgnoredAny>,
-    pub(super) mode: Maybe<IgnoredAny>,
+    pub(super) require: Maybe<bool>,
+    pub(super) port: Maybe<Words>,
+    pub(super) protect: Maybe<Words>,
+    pub(super) interface: Maybe<Words>,
+    pub(super) allow: Maybe<Words>,
+    pub(super) no_local: Maybe<bool>,
+    pub(super) mode: Maybe<String>,
 }

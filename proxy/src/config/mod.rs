@@ -24,7 +24,7 @@ pub use cidr::Cidr;
 pub use error::{ConfigError, Fault, Place};
 pub use origin::Origin;
 pub use overrides::Overrides;
-pub use resolve::{is_realm, resolve};
+pub use resolve::{guard, is_realm, parse_protected, resolve};
 pub use suggest::nearest;
 
 /// A checked configuration.
@@ -248,11 +248,37 @@ pub struct Blobs {
     pub buffer: usize,
 }
 
-/// The guard that this gate works with.
+/// The guard that this gate works with, and what `portcullis guard` does where its flags say nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guard {
     /// The directory of its pins; `None`: the guard's own default place.
     pub pin: Option<PathBuf>,
+    /// The gate does not start unless the guard enforces, whole. Default false.
+    pub require: bool,
+    /// Ports protected on the addresses of the network namespace.
+    pub ports: Vec<u16>,
+    /// Addresses protected one by one.
+    pub protect: Vec<SocketAddr>,
+    /// Names of the guarded interfaces; `all`: every one but lo; empty: those that face outside.
+    pub interfaces: Vec<String>,
+    /// Sources that are let in from outside.
+    pub allow: Vec<Cidr>,
+    /// Leave the connect ring out. Default false.
+    pub no_local: bool,
+    /// How packets are intercepted. Default [`XdpMode::Auto`].
+    pub mode: XdpMode,
+}
+
+/// How packets are intercepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Native where the driver takes it, else generic.
+    #[default]
+    Auto,
+    /// By the driver, before the kernel allocates anything.
+    Native,
+    /// By the kernel, on any interface.
+    Generic,
 }
 
 /// TLS in the kernel.

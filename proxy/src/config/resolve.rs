@@ -1,11 +1,13 @@
 //! Flags, environment and file become one [`Config`], or the list of everything that is wrong with them.
 
 mod access;
+mod guard;
 mod limits;
 mod listeners;
 mod sites;
 
 pub use access::is_realm;
+pub use guard::{guard, parse_protected};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use super::document::Document;
 use super::error::{ConfigError, Fault, Place};
 use super::file::File;
 use super::overrides::{self, Given, Name, Overrides};
-use super::{AccessLog, Config, Guard, Ktls, suggest};
+use super::{AccessLog, Config, Ktls, suggest};
 
 /// Resolves a configuration: a flag beats the environment, which beats the file.
 ///
@@ -209,26 +211,6 @@ impl Resolver<'_> {
             self.fail(fault, &given.place);
         }
         ktls
-    }
-
-    fn guard(&mut self, file: &super::file::Guard) -> Guard {
-        let later = [
-            ("port", &file.port),
-            ("protect", &file.protect),
-            ("interface", &file.interface),
-            ("allow", &file.allow),
-            ("no_local", &file.no_local),
-            ("mode", &file.mode),
-        ];
-        for (key, value) in later {
-            if let Some(value) = value {
-                let place = self.place(value, &format!("guard.{key}"));
-                let remedy = format!("give it to `portcullis guard enforce --{}`", key.replace('_', "-"));
-                self.fail(Fault::not_built("this key", remedy), &place);
-            }
-        }
-        let pin = self.one(&overrides::PIN, self.flags.pin.as_ref(), file.pin.as_ref(), "guard.pin");
-        Guard { pin: pin.map(|given| self.checked_path(&given)) }
     }
 }
 

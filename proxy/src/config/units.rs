@@ -105,6 +105,40 @@ impl<'de> Deserialize<'de> for Period {
     }
 }
 
+/// One word or number, or a list of them, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordsVisitor;
+        impl<'de> Visitor<'de> for WordsVisitor {
+            type Value = Words;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one value, or several in [ ]")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Words, E> {
+                Ok(Words(vec![number.to_string()]))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
+                Ok(Words(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Words, A::Error> {
+                let mut words = Vec::new();
+                while let Some(Words(word)) = list.next_element()? {
+                    words.extend(word);
+                }
+                Ok(Words(words))
+            }
+        }
+        deserializer.deserialize_any(WordsVisitor)
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct SizeVisitor;

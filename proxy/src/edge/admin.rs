@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 
 use super::balance;
+use super::guard::metrics::Metrics;
 use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
@@ -144,6 +145,9 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_proxy_protocol_refused_total", "counter", help, &refused);
     let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
     family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
+    for (name, kind, help, samples) in shared.guard.iter().flat_map(Metrics::families) {
+        family(name, kind, help, &samples);
+    }
     balance::metrics(&shared.sites, &mut out);
     out
 }

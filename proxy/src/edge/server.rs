@@ -23,6 +23,7 @@ use super::attempts::Attempts;
 use super::balance::Upstream;
 use super::files::load_htpasswd;
 use super::gate::{Gate, Parts};
+use super::guard::metrics::{self, Metrics};
 use super::guard::vouch::Voucher;
 use super::hashing::Hashers;
 use super::health;
@@ -55,9 +56,10 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = worker_count(&config);
     let bound = bind_all(&config, workers)?;
     let admin = admin::bind(config.admin)?;
+    let (guarded, guard) = metrics::meet(&config.guard)?;
     // Every worker has the same listeners.
     let tls = bound.iter().take(1).flatten().filter_map(|bound| bound.settings.tls.clone()).collect();
-    let (shared, names) = prepare(config, voucher, tls)?;
+    let (shared, names) = prepare(config, voucher, guard, tls)?;
     origins::try_all(&shared)?;
     drop_privileges(shared.config.user.as_deref())?;
     listen_all(&bound)?;
@@ -68,7 +70,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     renewal::watch(&shared)?;
     let (threads, senders, driver) = start(&shared, bound)?;
     admin::start(admin, Arc::clone(&shared), driver)?;
-    announce(&shared, workers, driver);
+    announce(&shared, workers, driver, &guarded);
     obey_signals(&shared, senders)?;
     for thread in threads {
         if thread.join().is_err() {
@@ -173,7 +175,12 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
 
 type Prepared = (Arc<Shared>, Vec<Arc<Name>>);
 
-fn prepare(config: Config, voucher: Option<Arc<Voucher>>, tls: Vec<Arc<Server>>) -> anyhow::Result<Prepared> {
+fn prepare(
+    config: Config,
+    voucher: Option<Arc<Voucher>>,
+    guard: Option<Metrics>,
+    tls: Vec<Arc<Server>>,
+) -> anyhow::Result<Prepared> {
     let policy = policy(&config).map_err(|errors| anyhow!(errors.join("; ")))?;
     let htpasswd = config.auth.htpasswd.as_deref().map(load_htpasswd).transpose().map_err(anyhow::Error::msg)?;
     let mut secret = [0; 32];
@@ -208,7 +215,8 @@ fn prepare(config: Config, voucher: Option<Arc<Voucher>>, tls: Vec<Arc<Server>>)
     let peers = Peers::new(config.limits.connections_per_peer);
     // As many may wait as may be connected.
     let handshakes = Turns::new(config.limits.handshakes, config.limits.connections);
-    let shared = Shared { config, sites, gate, backend, voucher, tls, handshakes, log, peers, counters, draining };
+    let shared =
+        Shared { config, sites, gate, backend, voucher, guard, tls, handshakes, log, peers, counters, draining };
     Ok((Arc::new(shared), names))
 }
 
@@ -271,13 +279,14 @@ fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started
     Ok((threads, senders, kind))
 }
 
-fn announce(shared: &Shared, workers: usize, driver: DriverKind) {
+fn announce(shared: &Shared, workers: usize, driver: DriverKind, guarded: &str) {
     for configured in &shared.config.listeners {
         let scheme = if configured.tls.is_empty() { "http" } else { "https" };
         say(&format!("listening on {scheme}://{}", configured.address));
     }
-    let guarded = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
-    say(&format!("ready: {workers} workers on {driver}, {guarded}"));
+    say(guarded);
+    let with = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
+    say(&format!("ready: {workers} workers on {driver}, {with}"));
 }
 
 /// Listens for signals on a thread of its own: the first SIGTERM or SIGINT drains, the second stops at once.

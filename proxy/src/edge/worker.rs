@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use super::balance::{Upstream, Upstreams};
 use super::buffers::Buffers;
 use super::gate::{Backend, Gate};
+use super::guard::metrics::Metrics;
 use super::guard::vouch::Voucher;
 use super::listener::{self, Bound};
 use super::relay::Mover;
@@ -59,6 +60,8 @@ pub struct Shared {
     pub tls: Vec<Arc<Server>>,
     /// TLS handshakes at once.
     pub handshakes: Turns,
+    /// What there is to tell of the guard.
+    pub guard: Option<Metrics>,
     /// The access log.
     pub log: Log,
     /// Open connections by peer.

@@ -1,7 +1,7 @@
 //! Frames before the guard's judge, next to a second reading of them as the kernel reads: without bounds.
 
 use portcullis_ebpf::decide::{Outcome, Tables, packet};
-use portcullis_ebpf::{Address, Counter, local, port, target_key};
+use portcullis_ebpf::{Address, FLOW_LEN, Reason, local, port, target_key};
 
 const PORT: [u8; 2] = 5000_u16.to_be_bytes();
 const OWN4: Address = Address::v4([192, 0, 2, 1]);
@@ -43,6 +43,9 @@ impl Tables for Policy {
     }
     fn allowed(&self, source: &Address) -> bool {
         *source == GATE
+    }
+    fn flow(&self, _: &[u8; FLOW_LEN]) -> u8 {
+        0
     }
 }
 
@@ -98,10 +101,10 @@ pub(super) fn frame(data: &[u8]) {
     let policy = Policy { whole: choice & 1 == 0 };
     let outcome = packet(frame, &policy);
     let Some((from, to, at)) = segment(frame) else { return };
-    let bounded = matches!(outcome, Outcome::Dropped(Counter::Tags | Counter::Extensions));
+    let bounded = matches!(outcome, Outcome::Refused(Reason::Tags | Reason::Extensions, _));
     let right = match (policy.protects(to, at), from == GATE) {
-        (true, false) => matches!(outcome, Outcome::Dropped(_)),
-        (true, true) => outcome == Outcome::Admitted || bounded,
+        (true, false) => matches!(outcome, Outcome::Refused(..)),
+        (true, true) => outcome == Outcome::Passed(Reason::Admitted) || bounded,
         // Nobody can listen on port 0, whose place in the tables stands for "some port".
         (false, _) => outcome == Outcome::Untouched || bounded || at == port::ANY,
     };

@@ -329,10 +329,7 @@ fn one_wrong_line_one_error() {
         ("limits.target_bytes = \"17KiB\"", "17KiB is out of range; choose from 256 to 16KiB"),
         ("limits.idle_timeout = \"0s\"", "0s is out of range; choose from 1ms to 24h"),
         ("limits.manifest_bytes = \"4MiB\"", "limits.manifest_bytes: this key is not built yet in this version"),
-        (
-            "guard.interface = [\"eth0\"]",
-            "guard.interface: this key is not built yet in this version; give it to `portcullis guard enforce --interface`",
-        ),
+        ("guard.mode = \"driver\"", "guard.mode: \"driver\" is not known here; write one of: auto, native, generic"),
         (
             "rule = [{ who = [\"@ci\"], repositories = [\"a\"], actions = [\"pull\"] }]",
             "rule.who: there is no group \"ci\"; add it to [groups]",

@@ -25,6 +25,20 @@ struct Connection {
     there: SocketAddr,
 }
 
+/// The TCP connections of this network namespace for which `strange(here, there)` holds.
+pub(super) fn open(strange: impl Fn(SocketAddr, SocketAddr) -> bool) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let mut netlink = Netlink::open(Some(INET_DIAG))?;
+    let mut open = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let family = u8::try_from(family).map_err(io::Error::other)?;
+        netlink.dump(BY_FAMILY, &request(family, None), |_, payload| {
+            open.extend(connection(payload).map(|found| (found.here, found.there)));
+        })?;
+    }
+    open.retain(|(here, there)| strange(*here, *there));
+    Ok(open)
+}
+
 /// Cuts the TCP connections of this network namespace for which `strange(here, there)` holds; says how many.
 pub(super) fn cut(strange: impl Fn(SocketAddr, SocketAddr) -> bool) -> io::Result<usize> {
     let mut netlink = Netlink::open(Some(INET_DIAG))?;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use portcullis_ebpf::decide::Tables as _;
@@ -12,14 +13,16 @@ use portcullis_ebpf::{ABI_VERSION, Header, Mode};
 use super::cut::cut;
 use super::host::{self, Host, Interface};
 use super::loader::{self, Flows, Generation};
-use super::options::{DetachArgs, EnforceArgs, XdpMode};
+use super::options::{EnforceArgs, PinArg, XdpMode};
 use super::pins::{CONNECT, Hook, Pinned, Pins};
 use super::policy::{self, Policy};
 use super::rings::{Change, require_free, run_generation};
+use super::standing;
+use super::trial::{self, Trial};
 
 /// What was there before.
-struct Installed {
-    policy: Policy,
+pub(super) struct Installed {
+    pub(super) policy: Policy,
     /// Whether the connect ring stood whole, so that no stranger can have got in on what it protected.
     local_ring_held: bool,
 }
@@ -68,9 +71,34 @@ impl Rings {
     }
 }
 
-/// Closes the port and returns when it is closed.
-pub(super) fn enforce(args: &EnforceArgs) -> anyhow::Result<ExitCode> {
-    report(&install(args, "enforce", Mode::Enforce, 0)?)?;
+/// What a change of the guard shall be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// The command, for messages.
+    pub(super) command: &'static str,
+    pub(super) mode: Mode,
+    /// How long the change waits to be confirmed, when it does.
+    pub(super) trial: Option<Duration>,
+}
+
+/// `guard audit` and `guard enforce`; without arguments, of what is pinned.
+pub(super) fn apply(args: Result<&EnforceArgs, &PinArg>, how: How) -> anyhow::Result<ExitCode> {
+    let (enforced, pins) = match args {
+        Ok(args) => (install(args, how)?, Pins::at(&args.pin.dir)),
+        Err(pin) => {
+            host::require_privileges(how.command)?;
+            loader::require_object()?;
+            let pins = Pins::at(&pin.dir);
+            if !pins.dir().exists() {
+                bail!(
+                    "no guard is pinned in {}: say what to protect with --port N, --protect ADDR:PORT or --config FILE",
+                    pins.dir().display()
+                );
+            }
+            (rewrite(&pins, Some(how), |_| Ok(()))?, pins)
+        }
+    };
+    report(&enforced, how, &pins)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,34 +108,59 @@ pub(super) struct Enforced {
     pub(super) rings: Rings,
     /// How many connections were cut; none in an audit.
     pub(super) cut: io::Result<usize>,
+    /// Whether there is something to go back to when a trial ends.
+    former: bool,
 }
 
 /// Puts the guard in place, or swaps its policy: to audit or to enforce, all or nothing.
-pub(super) fn install(args: &EnforceArgs, command: &str, mode: Mode, confirm_by: u64) -> anyhow::Result<Enforced> {
-    host::require_privileges(command)?;
+pub(super) fn install(args: &EnforceArgs, how: How) -> anyhow::Result<Enforced> {
+    host::require_privileges(how.command)?;
     loader::require_object()?;
     let here = Host::read()?;
     let rings = Rings::resolve(args, &here)?;
     let pins = Pins::at(&args.pin.dir);
-    let lock = pins.prepare()?;
-    let result = switch(&pins, &here, rings, |header| Policy::resolve(args, &here, header), mode, confirm_by);
+    let mut lock = pins.prepare()?;
+    require_settled(&pins)?;
+    if !pins.dir().exists() {
+        // A trial that was overdue has gone, and the guard with it.
+        lock = pins.prepare()?;
+    }
+    let result = switch(&pins, &here, rings, |header| Policy::resolve(args, &here, header), how);
     if result.is_err() && lock.made {
         pins.remove().with_context(|| format!("cannot remove {}", pins.dir().display()))?;
     }
     result
 }
 
-/// Swaps the policy for one that `edit` has changed, on the hooks that there are; mode and time for confirming stay.
+fn require_settled(pins: &Pins) -> anyhow::Result<()> {
+    match trial::settle(pins)? {
+        None => Ok(()),
+        Some(_) => bail!(
+            "the guard in {} is on trial: `portcullis guard confirm` it first, or wait until it is rolled back",
+            pins.dir().display()
+        ),
+    }
+}
+
+/// Swaps the policy for one that `edit` has changed, on the hooks that there are; the mode stays.
 ///
 /// # Errors
 /// When there is no guard, a ring of it does not hold, or the new policy does not fit. Then nothing has changed.
-#[allow(dead_code, reason = "the commands that change a policy in place come next")]
 pub(super) fn amend(pins: &Pins, edit: impl FnOnce(&mut Policy) -> anyhow::Result<()>) -> anyhow::Result<Policy> {
+    Ok(rewrite(pins, None, edit)?.policy)
+}
+
+fn rewrite(
+    pins: &Pins,
+    how: Option<How>,
+    edit: impl FnOnce(&mut Policy) -> anyhow::Result<()>,
+) -> anyhow::Result<Enforced> {
     let show = pins.dir().display();
     let _lock = pins.lock()?;
+    require_settled(pins)?;
     let here = Host::read()?;
     let links = pins.links().context("cannot read the guard's links")?;
-    let Some(before) = installed(pins, &links, &here)? else {
+    let Some(before) = Installed::read(pins, &links, &here)? else {
         bail!("no guard is pinned in {show}: `portcullis guard enforce` it first");
     };
     let header = before.policy.header;
@@ -127,13 +180,14 @@ pub(super) fn amend(pins: &Pins, edit: impl FnOnce(&mut Policy) -> anyhow::Resul
     edit(&mut edited)?;
     edited.fits()?;
     let with = |header| Ok(Policy { header, ..edited });
-    Ok(switch(pins, &here, rings, with, header.mode, header.confirm_by)?.policy)
+    let how = how.unwrap_or(How { command: "allow", mode: header.mode, trial: None });
+    switch(pins, &here, rings, with, how)
 }
 
 /// Puts back a guard of which a part, or all, was taken away: the policy as it was last seen, on `rings`.
 pub(super) fn restore(pins: &Pins, here: &Host, rings: Rings, last: &Policy) -> anyhow::Result<Enforced> {
     let with = |header| Ok(Policy { header, local: here.local.clone(), ..last.clone() });
-    switch(pins, here, rings, with, last.header.mode, last.header.confirm_by)
+    switch(pins, here, rings, with, How { command: "run", mode: last.header.mode, trial: None })
 }
 
 /// Fill maps, attach, remove what the new policy no longer has, cut what was open.
@@ -142,48 +196,99 @@ fn switch(
     here: &Host,
     rings: Rings,
     policy: impl FnOnce(Header) -> anyhow::Result<Policy>,
-    mode: Mode,
-    confirm_by: u64,
+    how: How,
 ) -> anyhow::Result<Enforced> {
     let links = pins.links().context("cannot read the guard's links")?;
     let generations = pins.generations().context("cannot read the guard's pins")?;
-    let installed = installed(pins, &links, here)?;
+    let before = Installed::read(pins, &links, here)?;
     require_free(&rings.interfaces, &links, rings.mode)?;
 
     let number = generations.last().map_or(1, |newest| newest + 1);
+    let confirm_by = how.trial.map_or(0, |time| deadline(trial::since_boot() + time));
+    // The programs themselves give up a trial that nobody confirms, where nothing was refused before.
+    let refused_before = before.as_ref().is_some_and(|before| before.policy.header.mode == Mode::Enforce);
+    let mode = if how.trial.is_some() && !refused_before { Mode::Trial } else { how.mode };
     let policy = policy(rings.header(here, number, mode, confirm_by))?;
+    let hooks = rings.hooks();
+    let former = before.is_some();
+    if let Some(before) = &before
+        && how.trial.is_none()
+        && before.differs_in_mode_only(&policy, &hooks, pins, &links)?
+    {
+        let header = Header { mode: how.mode, ..before.policy.header };
+        loader::set_header(pins, &header).context("cannot switch the guard's mode")?;
+        standing::refresh(pins)?;
+        let policy = Policy { header, ..policy };
+        return Ok(Enforced { cut: cut_for(how.mode, pins, &policy, None), policy, rings, former });
+    }
+    if let Some(time) = how.trial {
+        let hooks = links.iter().map(|link| link.hook).collect();
+        let former = before.as_ref().map(|before| (before.policy.header.generation, hooks));
+        Trial::new(time, number, former).begin(pins)?;
+    }
     if let Err(error) = attach(&policy, &rings, pins, &links) {
         pins.remove_generation(number).ok();
+        trial::forget(pins).ok();
         return Err(error);
     }
-    let wanted = rings.hooks();
-    for link in links.iter().filter(|link| !wanted.contains(&link.hook)) {
+    for link in links.iter().filter(|link| !hooks.contains(&link.hook)) {
         pins.remove_link(link.hook).context("cannot remove a link that is no longer wanted")?;
     }
-    for old in generations {
+    let kept = before.as_ref().filter(|_| how.trial.is_some()).map(|before| before.policy.header.generation);
+    for old in generations.into_iter().filter(|old| kept != Some(*old)) {
         pins.remove_generation(old).context("cannot remove the previous policy")?;
     }
-    let cut = match mode {
-        Mode::Audit => Ok(0),
-        Mode::Enforce => cut_strangers(pins, &policy, installed.as_ref()),
-    };
-    Ok(Enforced { policy, rings, cut })
+    standing::refresh(pins).context("cannot write the guard's record")?;
+    let cut = cut_for(how.mode, pins, &policy, before.as_ref());
+    Ok(Enforced { policy, rings, cut, former })
 }
 
-fn installed(pins: &Pins, links: &[Pinned], here: &Host) -> anyhow::Result<Option<Installed>> {
-    let Some(newest) = pins.newest().context("cannot read the guard's pins")? else {
-        return Ok(None);
-    };
-    let policy = loader::policy(pins, newest)?;
-    if policy.header.netns != here.netns {
-        bail!(
-            "the guard in {} belongs to another network namespace: choose another --pin, or detach it first",
-            pins.dir().display()
-        );
+fn deadline(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn cut_for(mode: Mode, pins: &Pins, policy: &Policy, before: Option<&Installed>) -> io::Result<usize> {
+    match mode {
+        Mode::Audit => Ok(0),
+        Mode::Enforce | Mode::Trial => {
+            let flows = Flows::open(pins)?;
+            cut(|here, there| !flows.has(here, there) && stranger(policy, before, here, there))
+        }
     }
-    let whole = run_generation(pins, newest, links, &CONNECT)?;
-    let held = policy.header.connect_ring && policy.header.mode == Mode::Enforce && whole;
-    Ok(Some(Installed { local_ring_held: held, policy }))
+}
+
+impl Installed {
+    /// The guard that is pinned, if there is one.
+    pub(super) fn read(pins: &Pins, links: &[Pinned], here: &Host) -> anyhow::Result<Option<Self>> {
+        let Some(newest) = pins.newest().context("cannot read the guard's pins")? else {
+            return Ok(None);
+        };
+        let policy = loader::policy(pins, newest)?;
+        if policy.header.netns != here.netns {
+            bail!(
+                "the guard in {} belongs to another network namespace: choose another --pin, or detach it first",
+                pins.dir().display()
+            );
+        }
+        let whole = run_generation(pins, newest, links, &CONNECT)?;
+        let held = policy.header.connect_ring && policy.header.mode == Mode::Enforce && whole;
+        Ok(Some(Self { local_ring_held: held, policy }))
+    }
+
+    /// Whether one write of the header is all that it takes.
+    fn differs_in_mode_only(
+        &self,
+        policy: &Policy,
+        hooks: &[Hook],
+        pins: &Pins,
+        links: &[Pinned],
+    ) -> anyhow::Result<bool> {
+        let (mode, generation) = (self.policy.header.mode, self.policy.header.generation);
+        Ok(mode != policy.header.mode
+            && self.policy.says_the_same(policy)
+            && links.len() == hooks.len()
+            && run_generation(pins, generation, links, hooks)?)
+    }
 }
 
 fn attach(policy: &Policy, rings: &Rings, pins: &Pins, links: &[Pinned]) -> anyhow::Result<()> {
@@ -200,19 +305,8 @@ fn attach(policy: &Policy, rings: &Rings, pins: &Pins, links: &[Pinned]) -> anyh
     Ok(())
 }
 
-/// Cuts the connections that the policy would have refused.
-#[allow(dead_code, reason = "for the command that turns an audit into an enforcement")]
-pub(super) fn cut_all(pins: &Pins, policy: &Policy) -> io::Result<usize> {
-    cut_strangers(pins, policy, None)
-}
-
-fn cut_strangers(pins: &Pins, policy: &Policy, before: Option<&Installed>) -> io::Result<usize> {
-    let flows = Flows::open(pins)?;
-    cut(|here, there| !flows.has(here, there) && stranger(policy, before, here, there))
-}
-
 /// Whether a connection that is open now may be one that the policy would have refused.
-fn stranger(policy: &Policy, before: Option<&Installed>, here: SocketAddr, there: SocketAddr) -> bool {
+pub(super) fn stranger(policy: &Policy, before: Option<&Installed>, here: SocketAddr, there: SocketAddr) -> bool {
     let guarded = |policy: &Policy| policy.protects(here) || policy.protects(there);
     let from_here = policy.local(&host::address(there.ip().to_canonical())) != 0;
     if policy.header.connect_ring && (from_here || policy.protects(there)) {
@@ -222,11 +316,12 @@ fn stranger(policy: &Policy, before: Option<&Installed>, here: SocketAddr, there
     policy.protects(here) && !from_here && !policy.lets_in(there)
 }
 
-fn report(enforced: &Enforced) -> anyhow::Result<()> {
-    let Enforced { policy, rings, cut } = enforced;
+fn report(enforced: &Enforced, how: How, pins: &Pins) -> anyhow::Result<()> {
+    let Enforced { policy, rings, cut, former } = enforced;
     let now = Host::read()?;
     let mut out = io::stdout().lock();
-    writeln!(out, "guard enforced (policy {}): {}", policy.header.generation, policy.protected().join(", "))?;
+    let state = if how.mode == Mode::Audit { "auditing" } else { "enforced" };
+    writeln!(out, "guard {state} (policy {}): {}", policy.header.generation, policy.protected().join(", "))?;
     for interface in &rings.interfaces {
         let xdp = now.interfaces.iter().find(|found| found.index == interface.index).and_then(|found| found.xdp);
         writeln!(out, "  xdp      {}: {}", interface.name, xdp.map_or("gone", |xdp| xdp.mode))?;
@@ -246,7 +341,13 @@ fn report(enforced: &Enforced) -> anyhow::Result<()> {
              add it to net.ipv4.ip_local_reserved_ports"
         );
     }
+    if let Some(time) = how.trial {
+        writeln!(out, "{}", trial::announce(time, pins, *former))?;
+    }
     match cut {
+        Ok(_) if how.mode == Mode::Audit => {
+            writeln!(out, "nothing is dropped: `portcullis guard status` counts what would be, `enforce` makes it so")?;
+        }
         Ok(count) => writeln!(out, "  cut      {count} connections that were open")?,
         Err(error) => eprintln!(
             "portcullis: warning: connections that were open could not be cut ({error}): restart what is behind the port"
@@ -256,9 +357,9 @@ fn report(enforced: &Enforced) -> anyhow::Result<()> {
 }
 
 /// Removes the guard.
-pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn detach(pin: &PinArg) -> anyhow::Result<ExitCode> {
     host::require_privileges("detach")?;
-    let pins = Pins::at(&args.pin.dir);
+    let pins = Pins::at(&pin.dir);
     let show = pins.dir().display();
     if !pins.dir().exists() {
         bail!("no guard is pinned in {show}: there is nothing to detach");
@@ -266,6 +367,7 @@ pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     let _lock = pins.lock()?;
     let newest = pins.newest()?;
     let policy = newest.and_then(|newest| loader::policy(&pins, newest).ok());
+    standing::change(&pins, |standing| standing.mode = standing::ABSENT).ok();
     pins.remove().with_context(|| format!("cannot remove {show}"))?;
     let what = policy.map_or_else(|| "what it protected".to_owned(), |policy| policy.protected().join(", "));
     eprintln!("portcullis: THE GUARD IS OFF: {what} can now be reached without a login (was pinned in {show})");

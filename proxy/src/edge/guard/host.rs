@@ -250,6 +250,12 @@ fn is_bpf_fs(dir: &Path) -> bool {
         .is_some_and(|found| u64::try_from(found.f_type).is_ok_and(|magic| magic & 0xffff_ffff == BPF_FS_MAGIC))
 }
 
+/// Where the cgroup2 hierarchy is mounted, as far as this process sees it.
+pub(super) fn cgroup_mount() -> anyhow::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    cgroup2_mount(&mounts).context("no cgroup2 hierarchy is mounted")
+}
+
 /// The root of the cgroup2 hierarchy: whoever attaches there sees the sockets of every process.
 pub(super) fn cgroup_root() -> anyhow::Result<File> {
     const ROOT_INODE: u64 = 1;

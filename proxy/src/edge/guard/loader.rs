@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use portcullis_ebpf::{
-    ABI_VERSION, Address, FLOW_LEN, Header, Mode, Reason, Ring, Tally, flow, flow_key, map, program, target_key,
+    ABI_VERSION, Address, FLOW_LEN, Header, Reason, Ring, Tally, flow, flow_key, map, program, target_key,
 };
 
 use super::host::address;
@@ -215,10 +215,15 @@ fn prefixes(pins: &Pins, generation: u64, name: &str) -> anyhow::Result<Vec<Pref
     trie.iter().map(read).collect()
 }
 
+/// Opens the counters.
+pub(super) fn counter_map(pins: &Pins) -> anyhow::Result<PerCpuHashMap<MapData, [u8; Tally::LEN], u64>> {
+    let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.counters())?)?)?;
+    Ok(PerCpuHashMap::try_from(map)?)
+}
+
 /// Reads the counters, summed over the processors; each ring and reason is there at least with interface 0.
 pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Tally, u64)>> {
-    let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.counters())?)?)?;
-    let counters = PerCpuHashMap::<_, [u8; Tally::LEN], u64>::try_from(map)?;
+    let counters = counter_map(pins)?;
     let mut found = Vec::new();
     for entry in counters.iter() {
         let (key, values) = entry?;
@@ -230,7 +235,6 @@ pub(super) fn counters(pins: &Pins) -> anyhow::Result<Vec<(Tally, u64)>> {
 }
 
 /// Opens the events that no other reader has taken yet; an item is read by [`portcullis_ebpf::Event::from_bytes`].
-#[allow(dead_code, reason = "for the commands that audit, confirm and watch")]
 pub(super) fn events(pins: &Pins) -> anyhow::Result<RingBuf<MapData>> {
     let map = Map::from_map_data(MapData::from_fd(bpf::open(&pins.events())?)?)?;
     Ok(RingBuf::try_from(map)?)
@@ -274,12 +278,6 @@ pub(super) fn set_local(pins: &Pins, generation: u64, before: &[Prefix], now: &[
         trie.remove(&Key::new(prefix.bits, prefix.address.0))?;
     }
     Ok(())
-}
-
-/// Switches a generation between auditing and enforcing.
-#[allow(dead_code, reason = "for the commands that audit, confirm and watch")]
-pub(super) fn set_mode(pins: &Pins, generation: u64, mode: Mode) -> io::Result<()> {
-    set_header(pins, &Header { mode, ..header(pins, generation)? })
 }
 
 fn pinned(pins: &Pins, generation: u64, name: &str) -> io::Result<Map> {

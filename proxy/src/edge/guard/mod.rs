@@ -20,26 +20,49 @@
 //! interfaces that appear after `enforce` are followed by the agent that stays (`guard run`), else from the next
 //! `enforce` on.
 //!
-//! Exit codes: 0 done (`status`: enforced), 1 an error, 2 wrong usage, 3 no guard (`status`), 4 a part of the guard
-//! does not hold (`status`).
+//! A policy is never edited in place. A new one is a new generation of maps and programs, filled and checked while the
+//! old one works, then put in its place link by link (`enforce`), so that each packet meets the old one or the new one
+//! whole. `allow` is that with another list, `--confirm-within` is that with the way back kept open, and only the step
+//! from `audit` to `enforce` writes into a policy: its mode.
+//!
+//! `verify` has the kernel run the programs as they are attached, knocks from an unprivileged thread, and goes the gate's
+//! own way. Its result is a record next to the pins, which the gate's metrics read (`metrics`).
+//!
+//! Exit codes: 0 done (`status`: enforced; `verify`: all shut and the gate's way open), 1 an error, 2 wrong usage,
+//! 3 no guard (`confirm`: nothing to confirm), 4 not so (`status`: a part of the guard does not hold, or it only audits;
+//! `verify`: a way is open, or the gate's is not; `plan`: something stands in the way).
 
 use std::process::ExitCode;
 
+mod allow;
 mod cut;
 mod enforce;
+mod features;
+mod frames;
 mod host;
 mod loader;
+pub mod metrics;
 mod netlink;
 pub mod options;
 mod pins;
+mod plan;
 mod policy;
+mod probe;
 mod rings;
 mod run;
+mod standing;
 mod status;
+mod store;
+mod table;
+mod trial;
+mod verify;
 pub mod vouch;
+mod watch;
 
+use enforce::How;
 pub use options::GuardArgs;
 use options::GuardCommand;
+use portcullis_ebpf::Mode;
 
 /// Runs one `portcullis guard` command.
 ///
@@ -47,9 +70,22 @@ use options::GuardCommand;
 /// When the kernel, the privileges or the options do not allow it; the message says what to do.
 pub fn run(args: &GuardArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
-        GuardCommand::Enforce(args) => enforce::enforce(args),
-        GuardCommand::Run(args) => run::run(args, |_, _| {}),
-        GuardCommand::Status(args) => status::status(args),
-        GuardCommand::Detach(args) => enforce::detach(args),
+        GuardCommand::Plan(flags) => plan::plan(flags),
+        GuardCommand::Audit(flags) => {
+            let how = How { command: "audit", mode: Mode::Audit, trial: None };
+            enforce::apply(flags.resolve()?.as_ref(), how)
+        }
+        GuardCommand::Enforce(flags) => {
+            let how = How { command: "enforce", mode: Mode::Enforce, trial: flags.confirm_within };
+            enforce::apply(flags.policy.resolve()?.as_ref(), how)
+        }
+        GuardCommand::Run(flags) => run::run(&flags.require()?, verify::each_minute()),
+        GuardCommand::Confirm(flags) => trial::confirm(&flags.resolve()?),
+        GuardCommand::Status(flags) => status::status(flags),
+        GuardCommand::Verify(flags) => verify::verify(flags),
+        GuardCommand::Watch(flags) => watch::watch(flags),
+        GuardCommand::Allow(args) => allow::allow(args),
+        GuardCommand::Detach(flags) => enforce::detach(&flags.resolve()?),
+        GuardCommand::Expire(flags) => trial::expire(&flags.resolve()?),
     }
 }

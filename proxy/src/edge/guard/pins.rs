@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vouched, counters, events, flows         maps that outlive a policy
+//! trial, standing                          records that no program reads
 //! generation_7/{policy,ports,…,xdp,…}      the maps and programs of one policy; a new one is a new directory
 //! link_connect4, link_ingress, link_xdp_2… what holds the programs on their hooks (2 is the interface's index)
 //! ```
@@ -57,6 +58,11 @@ impl Hook {
         }
     }
 
+    /// Whether it is on the root of the cgroup hierarchy.
+    pub(super) fn is_on_cgroup(self) -> bool {
+        !matches!(self, Self::Xdp(_))
+    }
+
     /// The kernel's name for such a place.
     pub(super) fn attach_type(self) -> AttachType {
         match self {
@@ -68,7 +74,7 @@ impl Hook {
         }
     }
 
-    fn pin(self) -> String {
+    pub(super) fn pin(self) -> String {
         match self {
             Self::Xdp(index) => format!("{LINK}{XDP}{index}"),
             Self::Connect4 => format!("{LINK}connect4"),
@@ -78,7 +84,7 @@ impl Hook {
         }
     }
 
-    fn from_pin(name: &str) -> Option<Self> {
+    pub(super) fn from_pin(name: &str) -> Option<Self> {
         match name.strip_prefix(LINK)? {
             "connect4" => Some(Self::Connect4),
             "connect6" => Some(Self::Connect6),
@@ -134,6 +140,16 @@ impl Pins {
 
     pub(super) fn events(&self) -> PathBuf {
         self.dir.join("events")
+    }
+
+    /// The record of a trial.
+    pub(super) fn trial(&self) -> PathBuf {
+        self.dir.join("trial")
+    }
+
+    /// The record for the gate.
+    pub(super) fn standing(&self) -> PathBuf {
+        self.dir.join("standing")
     }
 
     pub(super) fn flows(&self) -> PathBuf {
@@ -246,7 +262,7 @@ impl Pins {
         for number in self.generations()? {
             self.remove_generation(number)?;
         }
-        for map in [self.vouched(), self.counters(), self.events(), self.flows()] {
+        for map in [self.trial(), self.vouched(), self.counters(), self.events(), self.flows(), self.standing()] {
             match fs::remove_file(map) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -107,6 +107,30 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether another policy judges like this one, whatever its header says of mode and generation.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        let sorted = |prefixes: &[Prefix]| {
+            let mut keys: Vec<_> = prefixes.iter().map(|prefix| (prefix.address.0, prefix.bits, prefix.kind)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            keys
+        };
+        let targets = |policy: &Self| {
+            let mut keys: Vec<_> =
+                policy.targets.iter().map(|(address, port, kind)| (address.0, *port, *kind)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            keys
+        };
+        let (ours, theirs) = (&self.header, &other.header);
+        (ours.connect_ring, ours.ingress_ring, ours.interfaces, ours.netns)
+            == (theirs.connect_ring, theirs.ingress_ring, theirs.interfaces, theirs.netns)
+            && self.ports == other.ports
+            && targets(self) == targets(other)
+            && sorted(&self.local) == sorted(&other.local)
+            && sorted(&self.allowed) == sorted(&other.allowed)
+    }
+
     /// The entries of the port map.
     pub(super) fn port_entries(&self) -> Vec<([u8; 2], u8)> {
         let any = self.ports.values().fold(0, |all, flags| all | flags);
@@ -217,7 +241,7 @@ mod tests {
     use super::*;
 
     fn prefix(text: &str, kind: u8) -> Prefix {
-        let cidr: super::super::options::Cidr = text.parse().unwrap();
+        let cidr: crate::config::Cidr = text.parse().unwrap();
         Prefix::new(cidr.address, cidr.bits, kind)
     }
 

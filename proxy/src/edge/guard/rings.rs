@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, anyhow, bail};
 
@@ -111,7 +111,20 @@ impl Drop for Change<'_> {
     }
 }
 
-fn create(program: std::os::fd::BorrowedFd<'_>, targets: &[Target<'_>], hook: Hook) -> io::Result<OwnedFd> {
+/// Hangs a program where nothing of the guard hangs any more.
+pub(super) fn hang(pins: &Pins, hook: Hook, program: BorrowedFd<'_>, root: Option<&File>) -> io::Result<()> {
+    let targets = match (hook, root) {
+        (Hook::Xdp(index), _) => vec![Target::Interface(index, XDP_NATIVE), Target::Interface(index, XDP_GENERIC)],
+        (_, Some(root)) => vec![Target::Cgroup(root.as_fd())],
+        (_, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    // A pin of a link that hangs on nothing is in the way.
+    pins.remove_link(hook).ok();
+    let link = create(program, &targets, hook)?;
+    bpf::pin(link.as_fd(), &pins.link(hook))
+}
+
+fn create(program: BorrowedFd<'_>, targets: &[Target<'_>], hook: Hook) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::InvalidInput);
     for target in targets {
         match bpf::link_create(program, *target, hook.attach_type()) {

@@ -15,7 +15,7 @@ use portcullis_ebpf::{Header, Mode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::enforce::{self, Rings};
+use super::enforce::{self, How, Rings};
 use super::host::{self, Host, Interface};
 use super::loader::{self, Generation};
 use super::netlink;
@@ -83,7 +83,7 @@ impl<'a> Agent<'a> {
                 policy
             }
             None => {
-                let enforced = enforce::install(args, "run", Mode::Enforce, 0)?;
+                let enforced = enforce::install(args, How { command: "run", mode: Mode::Enforce, trial: None })?;
                 eprintln!("portcullis: policy {} is in force", enforced.policy.header.generation);
                 if let Err(error) = enforced.cut {
                     eprintln!("portcullis: warning: connections that were open could not be cut: {error}");

@@ -8,9 +8,11 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 const LINK_CREATE: libc::c_int = 28;
@@ -221,6 +223,61 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
 pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<(u32, u32, u32)> {
     let [kind, _id, key, value] = info::<4>(map)?;
     Ok((kind, key, value))
+}
+
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+}
+
+/// Makes an array of one value.
+pub(crate) fn create_array(value_size: u32) -> io::Result<OwnedFd> {
+    const ARRAY: u32 = 2;
+    let mut attr = MapCreate { kind: ARRAY, key_size: 4, value_size, entries: 1 };
+    // SAFETY: the attribute is that of BPF_MAP_CREATE and has no pointers.
+    owned(unsafe { bpf(MAP_CREATE, &mut attr) }?)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    data_len: u32,
+    data_out_len: u32,
+    data: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_len: u32,
+    context_out_len: u32,
+    context: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    _pad: u32,
+}
+
+/// Has the kernel run a program once on a frame, in a context such as its hook would give it; returns its verdict.
+pub(crate) fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8]) -> io::Result<u32> {
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+    let mut attr = TestRun {
+        program: raw(program),
+        data_len: len(frame)?,
+        data: frame.as_ptr() as u64,
+        repeat: 1,
+        context_len: len(context)?,
+        context: context.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: the attribute is that of BPF_PROG_TEST_RUN. Frame and context are as long as it says and outlive the call;
+    // the kernel only reads them, and has nowhere to write to.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.result)
 }
 
 #[repr(C)]
