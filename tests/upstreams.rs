@@ -295,8 +295,9 @@ fn when_all_are_out_they_are_asked_all_the_same() {
     until("nobody is there", || {
         let got = gate.get();
         let told = got.text().contains("administrator") && got.field("retry-after").is_some();
+        // A stub that is going may still take a connection.
         assert!(got.status == 200 || got.status == 502 && told, "{got:?}");
-        got.status == 502
+        got.text().contains("cannot be reached")
     });
 }
 

@@ -318,3 +318,47 @@ pub fn metrics(sites: &[Site], out: &mut String) {
     let up = "0 after failures in a row, until it answers again.";
     family("up", "gauge", up, &[("", |one| u64::from(one.up.load(Ordering::Relaxed)))]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::names::Name;
+
+    fn upstream() -> Arc<Upstream> {
+        let (name, _) = Name::new("127.0.0.1", 1);
+        let service =
+            || Service { url: "http://a".into(), authority: "a".into(), trust: None, name: Arc::clone(&name) };
+        Upstream::site(vec![service(), service()], &Limits::default()).remove(0)
+    }
+
+    /// Of many threads that see that a trial is due, all at once, the tickets of those that may begin.
+    fn rush(upstream: &Upstream) -> Vec<Ticket> {
+        let due = Standing::Due { overdue: false };
+        while upstream.standing() != due {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let begin = || upstream.begin(due);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
+            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn of_all_workers_one_begins_the_trial() {
+        let upstream = upstream();
+        for _ in 0..Limits::default().health_failures {
+            let ticket = upstream.begin(Standing::Up).unwrap();
+            upstream.failed(ticket, "test");
+        }
+        assert_eq!(upstream.standing(), Standing::Out);
+        let first = rush(&upstream);
+        assert_eq!(first.len(), 1);
+        upstream.abandoned(first[0]);
+        let second = rush(&upstream);
+        assert_eq!(second.len(), 1, "the client of the first went away");
+        upstream.succeeded(second[0]);
+        assert_eq!(upstream.standing(), Standing::Up);
+        assert!(upstream.calm.load(Ordering::SeqCst), "and nobody takes the lock any more");
+    }
+}

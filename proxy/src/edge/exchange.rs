@@ -152,7 +152,9 @@ impl Exchange<'_> {
                     let status = status(&up.read).filter(|status| safe && is_failure(*status));
                     if let Some(status) = status.filter(|_| tries.has_better()) {
                         return Err(Failed::Retry(Cause {
-                            failure: Failure::BadGateway("the service behind this gate failed"),
+                            failure: Failure::BadGateway(
+                                "the service behind this gate failed: try again, or tell its administrator",
+                            ),
                             why: format!("it answers {status}"),
                         }));
                     }
@@ -412,8 +414,12 @@ fn cannot_connect(error: &io::Error) -> Failed {
 fn no_response(error: &NoResponse) -> Cause {
     let failure = match error {
         NoResponse::TimedOut => Failure::GatewayTimeout,
-        NoResponse::Lost { .. } => Failure::BadGateway("the service behind this gate closed the connection unanswered"),
-        NoResponse::Invalid(_) => Failure::BadGateway("the service behind this gate does not speak HTTP/1.1"),
+        NoResponse::Lost { .. } => Failure::BadGateway(
+            "the service behind this gate closed the connection unanswered: try again, or tell its administrator",
+        ),
+        NoResponse::Invalid(_) => {
+            Failure::BadGateway("the service behind this gate does not speak HTTP/1.1: tell its administrator")
+        }
     };
     Cause { failure, why: format!("the upstream's response: {error}") }
 }
