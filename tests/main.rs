@@ -6,6 +6,7 @@ mod bad_input;
 mod bodies;
 mod cli;
 mod data_plane;
+mod epoll;
 mod explain;
 mod guard;
 mod heads;
