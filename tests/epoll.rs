@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::cmd::which;
 use crate::support::http::{Connection, basic};
+use crate::support::packages::PYTHON;
 use crate::support::raw::{Raw, read_all, read_head, read_until, say};
-use crate::support::{Gate, Serve, htpasswd, program, scratch, skips};
+use crate::support::{Gate, Serve, htpasswd, misses, program, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -70,8 +70,8 @@ fn ask(method: &str, target: &str, fields: &str) -> String {
 
 #[test]
 fn on_epoll_bodies_tunnels_and_drains_are_the_same() {
-    if which("python3").is_none() {
-        return skips::skip("python3 is not installed");
+    if misses(&[PYTHON]) {
+        return;
     }
     let service = service();
     let gate = gate(&service.url());

@@ -24,8 +24,15 @@ pub struct Args {
     pub filter: Option<String>,
 }
 
-const NEEDS: [Need; 6] =
-    [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
+const NEEDS: [Need; 7] = [
+    packages::REGISTRY,
+    packages::SKOPEO,
+    packages::OPENSSL,
+    packages::CURL,
+    packages::SETPRIV,
+    packages::IP,
+    packages::PYTHON,
+];
 
 /// Building them from nothing included, on a slow machine.
 const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);
