@@ -8,14 +8,14 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::cmd::{Cmd, which};
+use crate::support::cmd::Cmd;
 use crate::support::hello::{Reply, Stub};
 use crate::support::http::{Connection, basic, get};
 use crate::support::image::sha256;
-use crate::support::packages::REGISTRY;
+use crate::support::packages::{PYTHON, REGISTRY};
 use crate::support::raw::{Raw, read_all, read_head, read_until, reset, say};
 use crate::support::registry::Registry;
-use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, scratch, skips};
+use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -161,8 +161,8 @@ fn a_cut_shows_whatever_the_framing_and_the_size() {
 
 #[test]
 fn a_killed_upstream_is_a_cut() {
-    if which("python3").is_none() {
-        return skips::skip("python3 is not installed");
+    if misses(&[PYTHON]) {
+        return;
     }
     for framing in ["length", "chunked"] {
         let (dir, addr) = (scratch("killed").unwrap(), free_address().unwrap());

@@ -10,6 +10,7 @@ mod corpora;
 mod data_plane;
 mod differential;
 mod dist;
+mod epoll;
 mod explain;
 mod guard;
 mod heads;

@@ -7,11 +7,12 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::support::cmd::{Cmd, which};
+use crate::support::cmd::Cmd;
 use crate::support::hello::Stub;
 use crate::support::http::{Connection, basic, get};
+use crate::support::packages::PYTHON;
 use crate::support::raw::{Raw, read_all, read_head, read_until, say};
-use crate::support::{Gate, Serve, Service, free_address, htpasswd, pki, program, scratch, skips};
+use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, pki, program, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -226,8 +227,8 @@ fn a_tunnel_lives_while_anything_moves_and_not_longer() {
 
 #[test]
 fn a_real_websocket_talks_through_the_gate_over_tls_and_plain() {
-    if which("python3").is_none() {
-        return skips::skip("python3 is not installed");
+    if misses(&[PYTHON]) {
+        return;
     }
     let dir = scratch("websocket").unwrap();
     let script = dir.path().join("websocket.py");

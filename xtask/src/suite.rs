@@ -24,8 +24,15 @@ pub struct Args {
     pub filter: Option<String>,
 }
 
-const NEEDS: [Need; 6] =
-    [packages::REGISTRY, packages::SKOPEO, packages::OPENSSL, packages::CURL, packages::SETPRIV, packages::IP];
+const NEEDS: [Need; 7] = [
+    packages::REGISTRY,
+    packages::SKOPEO,
+    packages::OPENSSL,
+    packages::CURL,
+    packages::SETPRIV,
+    packages::IP,
+    packages::PYTHON,
+];
 
 /// Peers whose opinion some tests want.
 const PEERS: [Need; 3] = [packages::NGINX, packages::HAPROXY, packages::NODE];

@@ -40,6 +40,8 @@ pub const CURL: Need = need("curl", "curl", "asks the gate and the registry");
 pub const SETPRIV: Need = need("setpriv", "util-linux", "ends what we started when we are killed");
 /// The C compiler and linker that Rust's crates ask for.
 pub const CC: Need = need("cc", "build-essential", "compiles and links");
+/// Peers of the tests that are scripts: a WebSocket, a service that never ends.
+pub const PYTHON: Need = need("python3", "python3", "runs the tests' peers that are scripts");
 /// A peer of the benches.
 pub const NGINX: Need = Need { units: &["nginx.service"], ..need("nginx", "nginx-light", "the peer of the benches") };
 /// The loopback interface of an own network namespace.
