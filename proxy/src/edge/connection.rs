@@ -84,7 +84,8 @@ pub struct Client<'w> {
 pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Settings) {
     let Ok(socket) = Socket::new(fd) else { return };
     let socket = worker.watch.add(socket);
-    let Some(Arrival { stream, peer, certificate, mut read }) = arrive(worker, socket, peer, settings).await else {
+    let Some(Arrival { stream, peer, certificate, mut read }) = Box::pin(arrive(worker, socket, peer, settings)).await
+    else {
         return;
     };
     let client = Client { worker, stream, peer, certificate, settings };
@@ -115,7 +116,8 @@ impl Client<'_> {
             Ok(head) => {
                 record.method = head.method.to_owned();
                 record.target = loggable_target(head.target);
-                self.understood(&head, read, &mut record).await
+                // In a box of its own: a connection that waits for its next request holds no room for an exchange.
+                Box::pin(self.understood(&head, read, &mut record)).await
             }
             Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
         };
