@@ -135,7 +135,8 @@ impl Client<'_> {
             Ok(head) => {
                 record.method = head.method.to_owned();
                 record.target = loggable_target(head.target);
-                self.understood(&head, read, &mut record).await
+                // In a box of its own: a connection that waits for its next request holds no room for an exchange.
+                Box::pin(self.understood(&head, read, &mut record)).await
             }
             Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
         };
