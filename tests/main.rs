@@ -18,6 +18,7 @@ mod revoke;
 mod round_trip;
 mod secrets;
 mod smuggling;
+mod supply_chain;
 mod support;
 mod throttle;
 mod tidy;
