@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use object::build::elf::{Builder, SectionData};
 use object::elf::SHT_STRTAB;
 
+mod reproduce;
 mod toolchain;
 
 pub use toolchain::{Toolchain, ensure_toolchain};
@@ -34,6 +35,9 @@ pub struct Args {
     /// Install what is missing: Debian packages (as root), or rustup's nightly sources
     #[arg(long)]
     pub install: bool,
+    /// Build a second time, from a copy of the sources elsewhere, and compare
+    #[arg(long)]
+    pub reproduce: bool,
 }
 
 /// Builds the object, or finds it up to date, and returns where it is.
@@ -50,15 +54,16 @@ pub fn run(args: &Args) -> anyhow::Result<PathBuf> {
     let fresh = object.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
     if fresh && !args.force {
         eprintln!("eBPF object is up to date: {}", object.display());
-        return Ok(object);
+    } else {
+        let built = compile(&root, &toolchain, &toolchain.linker(&root)?)?;
+        let bytes = strip(&fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?)?;
+        replace(&object, &bytes)?;
+        replace(&stamp, wanted.as_bytes())?;
+        eprintln!("eBPF object built with {toolchain}: {} ({} KiB)", object.display(), bytes.len() / 1024);
     }
-
-    let linker = toolchain.linker(&root)?;
-    let built = compile(&root, &toolchain, &linker)?;
-    let bytes = strip(&fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?)?;
-    replace(&object, &bytes)?;
-    replace(&stamp, wanted.as_bytes())?;
-    eprintln!("eBPF object built with {toolchain}: {} ({} KiB)", object.display(), bytes.len() / 1024);
+    if args.reproduce {
+        reproduce::check(&root, &toolchain, &object)?;
+    }
     Ok(object)
 }
 

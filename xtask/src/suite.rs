@@ -14,6 +14,7 @@ use crate::lab::{interrupt, skips};
 use crate::{build_ebpf, dist, workspace};
 
 mod libtest;
+mod supply_chain;
 
 use libtest::Report;
 
@@ -152,6 +153,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let clippy = ["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
         summary.check("clippy", || component("clippy", "clippy", &clippy))?;
         summary.check("core alone", core_alone)?;
+        summary.check("supply chain", supply_chain::check)?;
         summary.check("release build and packages", packages)?;
     }
     tests(&mut summary, args)?;
