@@ -77,7 +77,7 @@ fn an_interface_that_nobody_named_or_that_comes_later_is_no_way_in() {
     assert!(world.count_in("ingress", "stranger") >= 2);
 
     // A link that comes later brings an address that the guard learns of from its agent alone.
-    let agent = world.agent("--no-local --interface all");
+    let agent = world.agent("--no-local --interface in0 --interface in1 --interface all");
     world.cable(("in", "in2", 2, 1), ("out", "out2", 2, 2));
     eventually("the agent guards what has come", || world.guards("in2"));
     for door in doors(2) {
@@ -85,13 +85,13 @@ fn an_interface_that_nobody_named_or_that_comes_later_is_no_way_in() {
     }
     world.ip("in", "link del in1");
     eventually("the agent forgets what has gone", || world.status()["state"] == "enforced" && !world.guards("in1"));
+    world.cable(("in", "in1", 1, 1), ("out", "out1", 1, 2));
+    eventually("the agent knows it again", || world.guards("in1"));
     agent.kill();
     assert_eq!(world.status()["state"], "enforced", "the guard stays when its agent is killed");
     for door in doors(2).into_iter().chain([world.door()]) {
         assert_eq!(world.reach("out", door).expect_err("killed").kind(), io::ErrorKind::TimedOut, "{door}");
     }
-    world.ip("out", "link set out0 down");
-    world.ip("out", "link set out0 up");
 }
 
 #[test]
@@ -116,6 +116,9 @@ fn the_agent_adopts_what_is_there_and_puts_back_what_is_taken_away() {
     world.ip("in", "link set lo mtu 60000");
     eventually("the agent puts it back", || world.status()["state"] == "enforced");
     world.shut_from_inside();
+    // Even all of it: whoever wants the port open has to stop the agent first.
+    assert!(world.guard("detach").status.success());
+    eventually("the agent puts all of it back", || world.status()["state"] == "enforced");
     let stopped = agent.stop();
     assert!(stopped.contains("SOMEBODY HAS TAKEN A PART OF THE GUARD AWAY"), "{stopped}");
     assert!(stopped.contains("the guard stays as it is"), "{stopped}");

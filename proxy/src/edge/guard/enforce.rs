@@ -40,7 +40,15 @@ pub(super) struct Rings {
 impl Rings {
     /// What the options mean here.
     pub(super) fn resolve(args: &EnforceArgs, here: &Host) -> anyhow::Result<Self> {
-        let interfaces = policy::interfaces(&args.interfaces, here)?;
+        Self::on(policy::interfaces(&args.interfaces, here)?, args)
+    }
+
+    /// The same with those interfaces only that are there at the moment: the agent adds others as they come.
+    pub(super) fn resolve_present(args: &EnforceArgs, here: &Host) -> anyhow::Result<Self> {
+        Self::on(policy::present(&args.interfaces, here), args)
+    }
+
+    fn on(interfaces: Vec<Interface>, args: &EnforceArgs) -> anyhow::Result<Self> {
         let cgroup = match host::cgroup_root() {
             Err(_) if args.no_local => None,
             root => Some(root?),

@@ -220,6 +220,22 @@ pub(super) fn interfaces(names: &[String], host: &Host) -> anyhow::Result<Vec<In
     Ok(found)
 }
 
+/// Those of the interfaces that the options mean which are there; a name alone may come and go.
+pub(super) fn present(names: &[String], host: &Host) -> Vec<Interface> {
+    if names.is_empty() {
+        return interfaces(names, host).unwrap_or_default();
+    }
+    let mut found: Vec<Interface> = Vec::new();
+    for name in names {
+        for interface in interfaces(std::slice::from_ref(name), host).unwrap_or_default() {
+            if !found.contains(&interface) {
+                found.push(interface);
+            }
+        }
+    }
+    found
+}
+
 fn named<'a>(name: &str, host: &'a Host) -> anyhow::Result<&'a Interface> {
     let Some(interface) = host.interfaces.iter().find(|interface| interface.name == name) else {
         let names: Vec<&str> = host.interfaces.iter().map(|interface| interface.name.as_str()).collect();

@@ -2,7 +2,6 @@
 //! whether the rings still hold. It owns nothing that matters: when it dies, the guard stays as it is.
 
 use std::collections::HashSet;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -21,7 +20,7 @@ use super::loader::{self, Generation};
 use super::netlink;
 use super::options::EnforceArgs;
 use super::pins::{Hook, Pinned, Pins};
-use super::policy::Policy;
+use super::policy::{Policy, present};
 use super::rings::{Change, require_free, run_generation};
 use crate::edge::sys::privilege;
 
@@ -35,7 +34,7 @@ pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy
     loader::require_object()?;
     // Before the first look, so that no change falls between the two.
     let changes = netlink::follow().context("cannot follow the interfaces")?;
-    let mut stop = stop_signal().context("cannot catch signals")?;
+    let stop = stop_signal().context("cannot catch signals")?;
     let mut agent = Agent::begin(args)?;
     privilege::keep_only_capabilities_for_bpf().context("cannot give up capabilities")?;
     notify("READY=1");
@@ -49,7 +48,6 @@ pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy
         let patience = if due { minute.saturating_duration_since(Instant::now()) } else { SETTLE };
         match wait(&changes, &stop, patience)? {
             Woken::Stop => {
-                stop.read(&mut [0]).ok();
                 eprintln!("portcullis: the agent stops; the guard stays as it is");
                 return Ok(ExitCode::SUCCESS);
             }
@@ -155,7 +153,7 @@ impl<'a> Agent<'a> {
         eprintln!(
             "portcullis: SOMEBODY HAS TAKEN A PART OF THE GUARD AWAY: it is put back (stop the agent before `detach`)"
         );
-        let rings = Rings::resolve(self.args, here)?;
+        let rings = Rings::resolve_present(self.args, here)?;
         let restored = enforce::restore(&self.pins, here, rings, &self.policy)?;
         eprintln!("portcullis: policy {} is in force", restored.policy.header.generation);
         self.policy = restored.policy;
@@ -182,9 +180,7 @@ impl<'a> Agent<'a> {
                 self.complain(format!("cannot remove the pin of an interface that is gone: {error}"));
             }
         }
-        // No interface at all is a moment of a host that is still coming up; the ingress ring stands.
-        let wanted = super::policy::interfaces(&self.args.interfaces, here).unwrap_or_default();
-        for interface in &wanted {
+        for interface in &present(&self.args.interfaces, here) {
             let guarded = links.iter().any(|link| link.hook == Hook::Xdp(interface.index) && link.is_attached());
             if guarded {
                 continue;
@@ -192,7 +188,7 @@ impl<'a> Agent<'a> {
             match self.guard(interface, links) {
                 Ok(()) => eprintln!("portcullis: {} has come and is guarded", interface.name),
                 Err(error) => {
-                    self.complain(format!("{} is guarded by the ingress ring only: {error:#}", interface.name))
+                    self.complain(format!("{} is guarded by the ingress ring only: {error:#}", interface.name));
                 }
             }
         }
