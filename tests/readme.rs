@@ -180,6 +180,7 @@ fn check(what: &str, text: &str) {
     let authority = pki::Authority::create(dir.path(), "Test CA").unwrap();
     let identity = authority.issue("registry", &["registry.example.com"]).unwrap();
     fs::copy(identity.cert, dir.path().join("registry.pem")).unwrap();
+    fs::copy(authority.cert, dir.path().join("clients.pem")).unwrap();
     fs::write(dir.path().join("users.htpasswd"), "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.\n").unwrap();
     let text = text.replace("/etc/portcullis/", &format!("{}/", dir.path().display()));
     let file = dir.path().join("portcullis.toml");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
-pub(crate) use xtask::lab::process::{Service, free_address, random, scratch};
+pub(crate) use xtask::lab::process::{Service, free_address, is_root, random, scratch};
 pub(crate) use xtask::lab::{
     cmd, containerd, curl, den, docker, hello, http, image, pki, podman, registry, skips, skopeo,
 };

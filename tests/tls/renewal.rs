@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use super::{TARGET, World, request, s_client};
+use super::{OPEN, TARGET, World, request, s_client};
 use crate::support::cmd::Cmd;
 use crate::support::pki::{Identity, Key};
 use crate::support::secure::Client;
-use crate::support::wait_for;
+use crate::support::{Serve, is_root, program, skips, wait_for};
 
 const RENEWED: &str = "portcullis_certificate_renewals_total{result=\"ok\"}";
 const FAILED: &str = "portcullis_certificate_renewals_total{result=\"failed\"}";
@@ -139,4 +139,20 @@ fn an_end_is_measured_and_warned_of() {
     assert!(world.gate("", "").says("past.crt: the certificate expired on"));
     world.identity = world.ca.issue_as("later", &["localhost"], Key::P256, 22).unwrap();
     assert!(!world.gate("", "").log().contains("later.crt"));
+}
+
+#[test]
+fn files_that_the_gate_could_not_read_again_are_named_at_the_start() {
+    if !is_root() {
+        return skips::skip("needs root, which the gate then gives up");
+    }
+    let world = World::new("tls-unreadable");
+    let config = world.dir.path().join("nobody.toml");
+    fs::write(&config, format!("user = \"nobody\"\n{OPEN}")).unwrap();
+    let serve = Serve::new(program()).unwrap().tls(&world.identity).flag("--config", &config);
+    let gate = serve.flag("--backend", world.registry.url()).start().unwrap();
+    let key = world.identity.key.display();
+    let named = format!("warning: {key}: Permission denied for the user that the gate runs as");
+    assert!(gate.says(&named), "{}", gate.log());
+    assert_eq!(Client::new(&world.ca, None).get(gate.addr(), TARGET).unwrap().0, 200);
 }

@@ -62,17 +62,17 @@ struct Fields<'c> {
 
 impl<'c> Fields<'c> {
     fn of(der: &'c [u8]) -> Option<Self> {
-        let mut outer = Der(der).expect(SEQUENCE)?;
-        let mut certificate = outer.expect(SEQUENCE)?;
+        let mut outer = Der(der).inside(SEQUENCE)?;
+        let mut certificate = outer.inside(SEQUENCE)?;
         certificate.skip_if(VERSION)?;
         let (_serial, _algorithm, _issuer) = (certificate.next()?, certificate.next()?, certificate.next()?);
-        let validity = certificate.expect(SEQUENCE)?.0;
-        let subject = certificate.expect(SEQUENCE)?.0;
+        let validity = certificate.inside(SEQUENCE)?.0;
+        let subject = certificate.inside(SEQUENCE)?.0;
         let mut extensions: &[u8] = &[];
         while !certificate.0.is_empty() {
             let (tag, body) = certificate.next()?;
             if tag == EXTENSIONS {
-                extensions = Der(body).expect(SEQUENCE)?.0;
+                extensions = Der(body).inside(SEQUENCE)?.0;
             }
         }
         Some(Self { validity, subject, extensions })
@@ -100,10 +100,10 @@ impl<'c> Fields<'c> {
     fn common_names(&self) -> Option<Vec<&'c str>> {
         let (mut found, mut sets) = (Vec::new(), Der(self.subject));
         while !sets.0.is_empty() {
-            let mut set = sets.expect(SET)?;
+            let mut set = sets.inside(SET)?;
             while !set.0.is_empty() {
-                let mut pair = set.expect(SEQUENCE)?;
-                if pair.expect(OBJECT)?.0 == COMMON_NAME {
+                let mut pair = set.inside(SEQUENCE)?;
+                if pair.inside(OBJECT)?.0 == COMMON_NAME {
                     found.push(text(pair.next()?)?);
                 }
             }
@@ -115,8 +115,8 @@ impl<'c> Fields<'c> {
     fn alternative_names(&self) -> Option<Vec<&'c str>> {
         let mut extensions = Der(self.extensions);
         while !extensions.0.is_empty() {
-            let mut extension = extensions.expect(SEQUENCE)?;
-            if extension.expect(OBJECT)?.0 != ALTERNATIVE_NAMES {
+            let mut extension = extensions.inside(SEQUENCE)?;
+            if extension.inside(OBJECT)?.0 != ALTERNATIVE_NAMES {
                 continue;
             }
             let (mut tag, mut body) = extension.next()?;
@@ -124,7 +124,7 @@ impl<'c> Fields<'c> {
                 // Whether it is critical.
                 (tag, body) = extension.next()?;
             }
-            let mut names = (tag == OCTETS).then_some(Der(body))?.expect(SEQUENCE)?;
+            let mut names = (tag == OCTETS).then_some(Der(body))?.inside(SEQUENCE)?;
             let mut found = Vec::new();
             while !names.0.is_empty() {
                 if let (0x81 | 0x82 | 0x86, name) = names.next()? {
@@ -163,7 +163,7 @@ impl<'c> Der<'c> {
         Some((*tag, body))
     }
 
-    fn expect(&mut self, tag: u8) -> Option<Self> {
+    fn inside(&mut self, tag: u8) -> Option<Self> {
         self.next().filter(|(found, _)| *found == tag).map(|(_, body)| Self(body))
     }
 
