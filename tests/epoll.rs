@@ -24,7 +24,7 @@ fn service() -> Raw {
             let body = &body[..SIZE];
             match head.split(' ').nth(1) {
                 Some("/length") => {
-                    say(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n{body}"))
+                    say(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n{body}"));
                 }
                 Some("/chunks") => {
                     let fields = "Transfer-Encoding: chunked";
