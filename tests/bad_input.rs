@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
 
+use crate::support::cmd::Cmd;
 use crate::support::hello::Stub;
 use crate::support::{htpasswd, program, scratch, skips};
 use xtask::lab::process::{free_address, free_port, is_root};
@@ -106,7 +107,9 @@ fn the_guard_says_what_it_lacks() {
     // The test program's own directory may be closed to others.
     let dir = scratch("nobody").unwrap();
     let copy = dir.path().join("portcullis");
-    fs::copy(program(), &copy).unwrap();
+    // Written by another process: a test that starts something meanwhile would inherit our open file, and what is open for
+    // writing cannot be executed.
+    Cmd::new("cp").arg(program()).arg(&copy).run().unwrap();
     std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
     let nobody = |args: &[&str]| {
         let mut command = Command::new("setpriv");
