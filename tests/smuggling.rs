@@ -181,6 +181,11 @@ fn differs(meant: &Meaning, seen: &Meaning) -> Option<String> {
     if others(meant) != others(seen) {
         return Some(format!("other fields: meant {meant:?}\n  seen {seen:?}"));
     }
+    let ours = ["Host", "X-Forwarded-Host", "Content-Length", "Transfer-Encoding"];
+    let written = |name: &str| ours.into_iter().chain(ASSERTED.map(|(name, _)| name)).any(|own| own == name);
+    if let Some((name, _)) = seen.fields.iter().find(|(name, _)| is_the_gates(name) && !written(name)) {
+        return Some(format!("{name} has crossed: {seen:?}"));
+    }
     let asserted = ASSERTED.into_iter().chain([("X-Forwarded-Host", host.as_str())]);
     let said = |name: &str| -> Vec<&str> {
         let folded = |known: &str| known.to_ascii_lowercase().replace('_', "-") == name.to_ascii_lowercase();
