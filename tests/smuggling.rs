@@ -181,6 +181,11 @@ fn differs(meant: &Meaning, seen: &Meaning) -> Option<String> {
     if others(meant) != others(seen) {
         return Some(format!("other fields: meant {meant:?}\n  seen {seen:?}"));
     }
+    let ours = ["Host", "X-Forwarded-Host", "Content-Length", "Transfer-Encoding"];
+    let written = |name: &str| ours.into_iter().chain(ASSERTED.map(|(name, _)| name)).any(|own| own == name);
+    if let Some((name, _)) = seen.fields.iter().find(|(name, _)| is_the_gates(name) && !written(name)) {
+        return Some(format!("{name} has crossed: {seen:?}"));
+    }
     let asserted = ASSERTED.into_iter().chain([("X-Forwarded-Host", host.as_str())]);
     let said = |name: &str| -> Vec<&str> {
         let folded = |known: &str| known.to_ascii_lowercase().replace('_', "-") == name.to_ascii_lowercase();
@@ -266,6 +271,30 @@ fn streams_by_seed_are_read_in_one_way_only() {
             eprintln!("{:?}", String::from_utf8_lossy(&cases[0].bytes));
         }
         run(kind, &cases);
+    }
+}
+
+/// The judge has to be judged: what it takes for requests in these bytes, by their targets and bodies.
+#[test]
+fn the_second_reader_is_strict() {
+    for (bytes, expected) in [
+        ("GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.0\r\n\r\n", "/a= /b="),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /b HTTP/1.1\r\nHost: a\r\n\r\n", "/a=abc /b="),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\nab\r\n1\r\nc\r\n0\r\n\r\n", "/a=abc"),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n", ""),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\n0\r\n\r\n", ""),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", ""),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", ""),
+        ("PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab", ""),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n", ""),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n", ""),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", ""),
+        ("GET /a HTTP/1.1\nHost: a\n\n", ""),
+        ("GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", ""),
+    ] {
+        let read = strict::requests(bytes.as_bytes());
+        let shown = |(one, _): &(Meaning, &[u8])| format!("{}={}", one.target, String::from_utf8_lossy(&one.body));
+        assert_eq!(read.iter().map(shown).collect::<Vec<_>>().join(" "), expected, "{bytes:?}");
     }
 }
 

@@ -52,8 +52,8 @@ struct Server {
 /// Asks each server that is installed.
 pub(super) fn agree(crossed: &[Crossed]) {
     let dir = scratch("servers").unwrap();
-    let servers: [(Need, fn(&Path) -> Server); 3] = [(REGISTRY, registry), (NGINX, nginx), (NODE, node)];
-    for (need, start) in servers {
+    type Start = fn(&Path) -> Server;
+    for (need, start) in [(REGISTRY, registry as Start), (NGINX, nginx), (NODE, node)] {
         if !misses(&[need]) {
             compare(&start(dir.path()), crossed);
         }
