@@ -171,6 +171,11 @@ impl Pins {
         let dir = File::open(&self.dir).with_context(|| format!("cannot open {show}"))?;
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("another guard command is at work in {show}"))?;
+        // A `detach` may have removed it in between: what is locked then is nobody's any more.
+        let still = fs::metadata(&self.dir).is_ok_and(|found| found.ino() == dir.metadata().map_or(0, |dir| dir.ino()));
+        if !still {
+            bail!("{show} has just been removed by another guard command");
+        }
         Ok(Lock { dir, made: false })
     }
 
