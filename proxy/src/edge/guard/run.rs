@@ -28,6 +28,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// After a change, and when another command holds the pins: links come with a flock of messages.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Not everything that can be taken away is announced: the rings are looked at this often in any case.
+const LOOK: Duration = Duration::from_secs(3);
 /// After a look that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -50,7 +52,7 @@ pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy
             minute = Instant::now() + MINUTE;
         }
         let patience = match next {
-            Next::Minute => minute.saturating_duration_since(Instant::now()),
+            Next::Minute => minute.saturating_duration_since(Instant::now()).min(LOOK),
             Next::Soon => SETTLE,
             Next::Later => AGAIN,
         };
