@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::{Header, Mode};
 
 const PORT: u16 = 5000;
 const OWN4: [u8; 4] = [192, 0, 2, 1];
@@ -292,9 +293,9 @@ fn connect_knows_loopback_and_wildcards_inside_only() {
 
 #[test]
 fn the_header_survives_its_bytes() {
-    let header = crate::Header {
+    let header = Header {
         abi: crate::ABI_VERSION,
-        mode: crate::Mode::Enforce,
+        mode: Mode::Enforce,
         connect_ring: true,
         ingress_ring: false,
         confirm_by: 0x1122_3344_5566_7788,
@@ -302,7 +303,7 @@ fn the_header_survives_its_bytes() {
         netns: 0x0123_4567_89ab_cdef,
         generation: 7,
     };
-    assert_eq!(crate::Header::from_bytes(&header.to_bytes()), header);
+    assert_eq!(Header::from_bytes(&header.to_bytes()), header);
 }
 
 #[test]
