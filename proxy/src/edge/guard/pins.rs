@@ -187,6 +187,10 @@ impl Pins {
         let dir = File::open(&self.dir).with_context(|| format!("cannot open {show}"))?;
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("another guard command is at work in {show}"))?;
+        let (held, there) = (dir.metadata()?, fs::metadata(&self.dir).ok());
+        if there.is_none_or(|there| (there.dev(), there.ino()) != (held.dev(), held.ino())) {
+            bail!("another guard command has just removed {show}");
+        }
         Ok(Lock { dir, made: false })
     }
 

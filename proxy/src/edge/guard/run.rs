@@ -98,7 +98,8 @@ impl<'a> Agent<'a> {
             Ok(calm) => calm,
             Err(error) => {
                 self.complain(format!("THE GUARD MAY NOT HOLD: {error:#}"));
-                true
+                // Pins that vanish under one's eyes are to be put back now, not in a minute.
+                self.pins.dir().exists()
             }
         }
     }

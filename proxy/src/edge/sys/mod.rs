@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod driver;
+pub mod namespace;
 pub mod pipe;
 pub mod privilege;
 pub mod socket;
