@@ -5,11 +5,13 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use portcullis::edge::guard::vouch::Voucher;
 
-use super::wire::eventually;
+use super::wire::{eventually, holds_soon};
 use super::world::{World, open, skipped};
 
 #[test]
@@ -118,13 +120,40 @@ fn the_agent_adopts_what_is_there_and_puts_back_what_is_taken_away() {
     world.shut_from_inside();
     // Even all of it: whoever wants the port open has to stop the agent first.
     assert!(world.guard("detach").status.success());
-    eventually("the agent puts all of it back", || world.status()["state"] == "enforced");
+    let back = holds_soon(|| world.status()["state"] == "enforced");
+    let state = world.status();
     let stopped = agent.stop();
+    assert!(back, "{stopped}\n{state}");
     assert!(stopped.contains("SOMEBODY HAS TAKEN A PART OF THE GUARD AWAY"), "{stopped}");
     assert!(stopped.contains("the guard stays as it is"), "{stopped}");
     assert_eq!(world.status()["state"], "enforced");
     world.shut_from_outside();
     world.shut_from_inside();
+}
+
+#[test]
+fn the_agent_says_when_it_is_ready_and_keeps_three_capabilities() {
+    let Some(world) = World::new("the_agent_says_when_it_is_ready_and_keeps_three_capabilities") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut command = world.guard_command("in", &format!("run --port {} --interface in0", world.port));
+    let mut child = command.env("NOTIFY_SOCKET", &path).stderr(Stdio::null()).spawn().unwrap();
+    let mut told = [0; 64];
+    let received = manager.recv(&mut told).map(|len| told[..len].to_vec());
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(received.unwrap(), b"READY=1");
+    // CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF.
+    assert!(
+        status.contains("CapEff:\t000000c000001000\n") && status.contains("CapPrm:\t000000c000001000\n"),
+        "{status}"
+    );
+    assert_eq!(world.status()["state"], "enforced");
 }
 
 /// A bridge as docker makes one: the host on it, and a container behind a cable.
@@ -162,7 +191,7 @@ fn a_container_on_a_bridge_gets_in_only_with_a_vouched_socket() {
         let voucher = Voucher::open(Some(&world.pin)).unwrap();
         let from = SocketAddr::new(world.address(3, 2), world.port + 9);
         let mut gate = world.within("box", move || open(voucher.as_ref(), Some(from), to)).expect("the gate");
-        gate.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        gate.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         world.enforce("--allow 192.0.2.9");
         let error = gate.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "a new policy leaves the gate's connection alone: {error}");

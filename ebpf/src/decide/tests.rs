@@ -258,6 +258,61 @@ fn a_single_protected_address_leaves_the_hosts_own_port_alone() {
     judged(&single(), &short[..short.len() - 1], CUT_SHORT);
 }
 
+#[track_caller]
+fn delivers(tables: &Fake, packet: &[u8], local_ring: bool, expected: Fate) {
+    assert_eq!(Fate::from(delivered(packet, tables, local_ring)), expected);
+}
+
+fn with_flags(source: [u8; 4], destination: [u8; 4], flags: u8) -> Vec<u8> {
+    let mut header = tcp(PORT);
+    header[FLAGS_AT] = flags;
+    v4(TCP, source, destination, 0, 0, &header)
+}
+
+#[test]
+fn at_the_socket_a_stranger_is_dropped_however_it_came() {
+    let packet = with_flags(STRANGER, OWN4, SYN);
+    delivers(&whole(), &packet, true, STRANGE);
+    delivers(&whole(), &packet, false, STRANGE);
+    // Translated to a loopback address on its way.
+    delivers(&whole(), &with_flags(STRANGER, [127, 0, 0, 1], SYN), true, STRANGE);
+    delivers(&whole(), &with_flags(GATE, OWN4, SYN), true, Fate::Passed(Reason::Admitted));
+    delivers(&whole(), &with_flags(STRANGER, ELSEWHERE4, SYN), true, Fate::Untouched);
+    delivers(&whole(), &v6(TCP, STRANGER6, OWN6, &tcp(PORT)), true, STRANGE);
+    delivers(&whole(), &packet[..19], true, CUT_SHORT);
+    delivers(&whole(), &packet[..30], true, CUT_SHORT);
+    delivers(&whole(), &[0x50; 40], true, Fate::Untouched);
+}
+
+#[test]
+fn a_vouched_connection_reaches_another_namespace_and_nothing_follows_it() {
+    let flow_of = |source, destination, state| {
+        let (source, destination) = (Address::v4(source), Address::v4(destination));
+        (flow_key(&source, 40_000u16.to_be_bytes(), &destination, PORT.to_be_bytes()), state)
+    };
+    let mut tables = single();
+    tables.flows = HashMap::from([flow_of(OWN4, CONTAINER, flow::OPEN)]);
+    let vouched = Fate::Passed(Reason::Vouched);
+    for flags in [SYN, ACK, SYN | ACK, 1 | ACK] {
+        delivers(&tables, &with_flags(OWN4, CONTAINER, flags), true, vouched);
+        delivers(&tables, &with_flags(STRANGER, CONTAINER, flags), true, STRANGE);
+    }
+    tables.flows = HashMap::from([flow_of(OWN4, CONTAINER, flow::CLOSED)]);
+    delivers(&tables, &with_flags(OWN4, CONTAINER, ACK), true, vouched);
+    delivers(&tables, &with_flags(OWN4, CONTAINER, SYN), true, STRANGE);
+    // What the flow says is no way past XDP.
+    judged(&tables, &syn4(OWN4, CONTAINER, PORT), STRANGE);
+}
+
+#[test]
+fn without_the_connect_ring_this_host_reaches_its_containers_but_nobody_forges_it() {
+    let admitted = Fate::Passed(Reason::Admitted);
+    delivers(&single(), &with_flags(OWN4, CONTAINER, SYN), false, admitted);
+    delivers(&single(), &with_flags(OWN4, CONTAINER, SYN), true, STRANGE);
+    delivers(&single(), &with_flags(STRANGER, CONTAINER, SYN), false, STRANGE);
+    delivers(&whole(), &with_flags(OWN4, OWN4, SYN), false, STRANGE);
+}
+
 #[test]
 fn connect_knows_loopback_and_wildcards_inside_only() {
     let tables = whole();

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use portcullis_ebpf::program;
@@ -22,6 +23,8 @@ use rustix::fs::FlockOperation;
 use super::host;
 use crate::edge::sys::bpf::{self, AttachType, LinkInfo};
 
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const GENERATION: &str = "generation_";
 const LINK: &str = "link_";
 const XDP: &str = "xdp_";
@@ -185,11 +188,19 @@ impl Pins {
     pub(super) fn lock(&self) -> anyhow::Result<Lock> {
         let show = self.dir.display();
         let dir = File::open(&self.dir).with_context(|| format!("cannot open {show}"))?;
-        rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
-            .with_context(|| format!("another guard command is at work in {show}"))?;
-        let (held, there) = (dir.metadata()?, fs::metadata(&self.dir).ok());
-        if there.is_none_or(|there| (there.dev(), there.ino()) != (held.dev(), held.ino())) {
-            bail!("another guard command has just removed {show}");
+        let mut tries = 0;
+        // The agent takes the lock for a moment now and then; whoever has it for longer is another command.
+        while let Err(error) = rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            tries += 1;
+            if tries == LOCK_TRIES {
+                return Err(error).with_context(|| format!("another guard command is at work in {show}"));
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        // A `detach` may have removed it in between: what is locked then is nobody's any more.
+        let still = fs::metadata(&self.dir).is_ok_and(|found| found.ino() == dir.metadata().map_or(0, |dir| dir.ino()));
+        if !still {
+            bail!("{show} has just been removed by another guard command");
         }
         Ok(Lock { dir, made: false })
     }

@@ -28,6 +28,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// After a change, and when another command holds the pins: links come with a flock of messages.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Not everything that can be taken away is announced: the rings are looked at this often in any case.
+const LOOK: Duration = Duration::from_secs(3);
+/// After a look that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Stays until it is told to stop; `each_minute` is called after each look at rings that hold.
 pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy)) -> anyhow::Result<ExitCode> {
     host::require_privileges("run")?;
@@ -40,12 +45,17 @@ pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy
     notify("READY=1");
     let mut minute = Instant::now();
     loop {
-        let due = agent.tend();
-        if due && minute <= Instant::now() {
+        let next = agent.tend();
+        let calm = matches!(next, Next::Minute);
+        if calm && minute <= Instant::now() {
             each_minute(&agent.pins, &agent.policy);
             minute = Instant::now() + MINUTE;
         }
-        let patience = if due { minute.saturating_duration_since(Instant::now()) } else { SETTLE };
+        let patience = match next {
+            Next::Minute => minute.saturating_duration_since(Instant::now()).min(LOOK),
+            Next::Soon => SETTLE,
+            Next::Later => AGAIN,
+        };
         match wait(&changes, &stop, patience)? {
             Woken::Stop => {
                 eprintln!("portcullis: the agent stops; the guard stays as it is");
@@ -92,18 +102,19 @@ impl<'a> Agent<'a> {
         Ok(Self { args, pins, policy, complaints: HashSet::new() })
     }
 
-    /// One look; false when it has to be taken again soon.
-    fn tend(&mut self) -> bool {
+    /// One look, and when to take the next one.
+    fn tend(&mut self) -> Next {
         match self.look() {
-            Ok(calm) => calm,
+            Ok(true) => Next::Minute,
+            Ok(false) => Next::Soon,
             Err(error) => {
                 self.complain(format!("THE GUARD MAY NOT HOLD: {error:#}"));
-                // Pins that vanish under one's eyes are to be put back now, not in a minute.
-                self.pins.dir().exists()
+                Next::Later
             }
         }
     }
 
+    /// False when another command holds the pins.
     fn look(&mut self) -> anyhow::Result<bool> {
         let here = Host::read()?;
         if here.netns != self.policy.header.netns {
@@ -233,6 +244,8 @@ fn adopt(args: &EnforceArgs, pins: &Pins, here: &Host) -> anyhow::Result<Option<
     let found = loader::policy(pins, newest)?;
     let header = rings.header(here, newest, Mode::Enforce, 0);
     let mut asked = Policy::resolve(args, here, header)?;
+    // Addresses that have come or gone since are followed in place, by the first look.
+    asked.local.clone_from(&found.local);
     for policy in [&mut asked.allowed, &mut asked.local] {
         policy.sort_unstable_by_key(|prefix| (prefix.address.0, prefix.bits));
     }
@@ -244,6 +257,13 @@ fn adopt(args: &EnforceArgs, pins: &Pins, here: &Host) -> anyhow::Result<Option<
     let links = pins.links().context("cannot read the guard's links")?;
     let stands = links.len() == rings.hooks().len() && run_generation(pins, newest, &links, &rings.hooks())?;
     Ok((same == asked && stands).then_some(found))
+}
+
+/// When to look again, unless something changes before.
+enum Next {
+    Minute,
+    Soon,
+    Later,
 }
 
 enum Woken {
