@@ -45,6 +45,10 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 impl World {
+    fn ip_output(&self, what: &str) -> Vec<u8> {
+        Command::new("ip").args(["-n", &self.space("in"), what]).output().unwrap().stdout
+    }
+
     fn policy(&self, command: &str, more: &str) -> String {
         format!("{command} --port {} --interface in0 {more}", self.port).trim_end().to_owned()
     }
@@ -288,6 +292,9 @@ fn verify_proves_and_names_the_door_that_was_opened() {
         assert!(has("inside", &end), "{end}: {found}");
     }
     assert!(has("gate", "a vouched socket"), "{found}");
+    let cable = probes.iter().find(|probe| probe["way"].as_str().unwrap().contains("over a cable")).unwrap();
+    assert_eq!(cable["result"], "good", "{cable}");
+    assert!(!text(&world.ip_output("link")).contains("pcv"), "the cable is gone");
     let status = json(&world.guard("status --json"), 0);
     assert_eq!(status["verified"]["shut"], true);
 

@@ -58,6 +58,7 @@ mod trial;
 mod verify;
 pub mod vouch;
 mod watch;
+mod wire;
 
 use enforce::How;
 pub use options::GuardArgs;

@@ -13,6 +13,8 @@ const DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
+const EXCLUSIVE: u16 = 0x200;
+const CREATE: u16 = 0x400;
 /// Larger than any message of a dump: the kernel fills at most 32 KiB at a time.
 const BUFFER: usize = 64 * 1024;
 
@@ -45,6 +47,12 @@ impl Netlink {
     /// Asks for one thing to be done and waits for the answer.
     pub(super) fn request(&mut self, kind: u16, payload: &[u8]) -> io::Result<()> {
         self.send(kind, REQUEST | ACK, payload)?;
+        self.receive(&mut |_, _| {})
+    }
+
+    /// Asks for a new thing.
+    pub(super) fn make(&mut self, kind: u16, payload: &[u8]) -> io::Result<()> {
+        self.send(kind, REQUEST | ACK | CREATE | EXCLUSIVE, payload)?;
         self.receive(&mut |_, _| {})
     }
 

@@ -63,7 +63,7 @@ pub(super) fn doors(policy: &Policy) -> Vec<SocketAddr> {
 }
 
 /// Somebody whom the policy does not let in.
-fn stranger(policy: &Policy, to: SocketAddr) -> Option<SocketAddr> {
+pub(super) fn stranger(policy: &Policy, to: SocketAddr) -> Option<SocketAddr> {
     let documentation: [IpAddr; 5] = match to {
         SocketAddr::V4(_) => [[192, 0, 2, 77], [198, 51, 100, 77], [203, 0, 113, 77], [198, 18, 0, 77], [9, 9, 9, 77]]
             .map(|octets| IpAddr::V4(Ipv4Addr::from(octets))),

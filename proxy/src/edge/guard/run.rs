@@ -244,6 +244,8 @@ fn adopt(args: &EnforceArgs, pins: &Pins, here: &Host) -> anyhow::Result<Option<
     let found = loader::policy(pins, newest)?;
     let header = rings.header(here, newest, Mode::Enforce, 0);
     let mut asked = Policy::resolve(args, here, header)?;
+    // Addresses that have come or gone since are followed in place, by the first look.
+    asked.local.clone_from(&found.local);
     for policy in [&mut asked.allowed, &mut asked.local] {
         policy.sort_unstable_by_key(|prefix| (prefix.address.0, prefix.bits));
     }

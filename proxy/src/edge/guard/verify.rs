@@ -16,6 +16,7 @@ use super::probe::{self, Found, Probe};
 use super::standing;
 use super::status::{ABSENT, BROKEN, Report};
 use super::table::Table;
+use super::wire;
 
 /// What `verify` has found.
 #[derive(Debug)]
@@ -71,6 +72,9 @@ pub(super) fn try_all(pin: &PinArg) -> anyhow::Result<Option<Verdict>> {
         probes.push(Probe { side: "ring", way: "the policy".to_owned(), found });
     }
     probes.extend(outside(&pins, &report)?);
+    if report.policy.header.ingress_ring {
+        probes.extend(wire::knock(&pins, &report.policy));
+    }
     if report.policy.header.connect_ring {
         probes.extend(probe::inside(&report.policy)?);
     }

@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod driver;
 pub mod memory;
+pub mod namespace;
 pub mod pipe;
 pub mod privilege;
 pub mod socket;
