@@ -42,6 +42,12 @@ pub const SETPRIV: Need = need("setpriv", "util-linux", "ends what we started wh
 pub const CC: Need = need("cc", "build-essential", "compiles and links");
 /// A peer of the benches.
 pub const NGINX: Need = Need { unit: Some("nginx.service"), ..need("nginx", "nginx-light", "the peer of the benches") };
+/// A peer of the benches.
+pub const HAPROXY: Need = Need { unit: Some("haproxy.service"), ..need("haproxy", "haproxy", "a peer of the benches") };
+/// Makes load.
+pub const WRK: Need = need("wrk", "wrk", "makes load for the benches");
+/// Keeps programs on processors of their own.
+pub const TASKSET: Need = need("taskset", "util-linux", "keeps programs on processors of their own");
 /// The loopback interface of an own network namespace.
 pub const IP: Need = need("ip", "iproute2", "sets up a network namespace");
 

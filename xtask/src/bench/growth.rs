@@ -1,0 +1,227 @@
+//! Growth: whether a request costs the same with many connections, verdicts, rules and users.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use super::load::Requests;
+use super::machine::Noise;
+use super::peers::{Candidate, Kind, Peer, configurations as conf};
+use super::plot::{Line, Plot};
+use super::report::{Report, Table};
+use super::rounds::interleave;
+use super::stats::{Goal, Samples, figure};
+use super::world::{CREDS, Placing, World};
+use super::{Args, Outcome};
+use crate::lab::gate::add_user;
+use crate::lab::interrupt;
+use crate::lab::ui::Step;
+
+const CONNECTIONS: usize = 64;
+const TOLERANCE: f64 = 1.15;
+
+/// One quantity that grows.
+struct Axis {
+    name: &'static str,
+    points: Vec<Point>,
+    /// A reference, whose growth the gate cannot be blamed for.
+    reference: bool,
+}
+
+struct Point {
+    size: usize,
+    candidate: Candidate,
+    connections: usize,
+    script: String,
+    /// Requests to other targets before: they fill the cache of verdicts.
+    fill: usize,
+}
+
+pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Result<Outcome> {
+    let args = &Args { rounds: args.rounds.min(3), ..args.clone() };
+    let world = World::start(program, Placing::Pinned, 0)?;
+    let sizes = |most: usize| -> Vec<usize> {
+        let most = if args.quick { most.min(1_000) } else { most };
+        [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000].into_iter().filter(|size| *size <= most).collect()
+    };
+    let users = users(program, &world, &sizes(10_000))?;
+    let axes = vec![
+        connections("connections", || Candidate::gate("portcullis"), &sizes(10_000), false),
+        connections("connections, nginx without a login", nginx, &sizes(10_000), true),
+        Axis { name: "verdicts", points: sizes(1_000_000).into_iter().map(verdicts).collect(), reference: false },
+        Axis { name: "rules", points: sizes(10_000).into_iter().map(rules).collect(), reference: false },
+        Axis { name: "users", points: users, reference: false },
+    ];
+    let (mut tables, mut goals, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+    for axis in &axes {
+        let medians = measure(args, noise, &world, axis)?;
+        let first = medians.first().map_or(f64::NAN, |(_, cpu)| cpu.median());
+        let worst = medians.iter().map(|(_, cpu)| cpu.median() / first).fold(f64::NAN, f64::max);
+        let row = |(size, cpu): &(usize, Samples)| {
+            vec![size.to_string(), cpu.shown(1), figure(cpu.median() / first, 2)]
+        };
+        tables.push(Table {
+            caption: format!("By the number of {}.", axis.name),
+            heading: vec!["number", "CPU µs for each request", "of the first"],
+            rows: medians.iter().map(row).collect(),
+        });
+        if !axis.reference {
+            let what = format!("CPU for each request with many {}, of that with one, at the worst", axis.name);
+            goals.push(Goal::at_most(TOLERANCE, worst, what));
+        }
+        let points = medians.iter().map(|(size, cpu)| (*size as f64, cpu.median())).collect();
+        lines.push(Line { name: axis.name.to_owned(), points });
+    }
+    let report = Report {
+        name: "growth",
+        title: "Growth",
+        tables,
+        plots: vec![Plot::lines("Processor time for each request, µs", "how many", lines)],
+        goals: goals.clone(),
+        remarks: vec![format!(
+            "the proxy alone on one core; {CONNECTIONS} connections where they are not what grows; medians (least–most) of \
+             {} interleaved rounds, each a window of {} s; with one verdict or rule every request meets the same one, with \
+             many the verdicts are met at random and the rule that grants is the last",
+            args.rounds, args.window
+        )],
+    };
+    report.publish(args, noise)?;
+    Ok(Outcome { goals })
+}
+
+fn measure(args: &Args, noise: &mut Noise, world: &World, axis: &Axis) -> anyhow::Result<Vec<(usize, Samples)>> {
+    let mut peers = Vec::new();
+    for point in &axis.points {
+        let peer = point.candidate.start_checked(world)?;
+        if point.fill > 0 {
+            fill(world, &peer, point.fill)?;
+        }
+        peers.push(peer);
+    }
+    let names: Vec<String> = axis.points.iter().map(|point| point.size.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let samples = interleave(args, noise, axis.name, &names, |index| {
+        let point = &axis.points[index];
+        let load = Requests {
+            script: point.script.clone(),
+            settle: Duration::from_millis(point.connections as u64 / 4),
+            ..Requests::new(point.connections, Duration::from_secs_f64(args.window))
+        };
+        let cpu = load.drive(world, &peers[index])?.cpu;
+        Ok((cpu, format!("{cpu:.1} µs")))
+    })?;
+    let collect = |values: Vec<f64>| {
+        let mut cpu = Samples::default();
+        values.into_iter().for_each(|value| cpu.push(value));
+        cpu
+    };
+    Ok(axis.points.iter().zip(samples).map(|(point, values)| (point.size, collect(values))).collect())
+}
+
+fn nginx() -> Candidate {
+    Candidate::new("nginx", Kind::Nginx(conf::NGINX_PLAIN)).without_login()
+}
+
+fn connections(name: &'static str, of: impl Fn() -> Candidate, sizes: &[usize], reference: bool) -> Axis {
+    let point = |size: &usize| Point {
+        size: *size,
+        candidate: of(),
+        connections: *size,
+        script: String::new(),
+        fill: 0,
+    };
+    Axis { name, points: sizes.iter().map(point).collect(), reference }
+}
+
+/// Verdicts that live longer than the bench.
+fn verdicts(size: usize) -> Point {
+    let config = "[verdicts]\ncapacity = 2000000\nallow_ttl = \"24h\"\n";
+    Point {
+        size,
+        candidate: Candidate::new("portcullis", Kind::Gate(Vec::new(), config.to_owned())),
+        connections: CONNECTIONS,
+        script: format!(
+            "request = function() return wrk.format('GET', '/v2/r' .. math.random(0, {}) .. '/manifests/1') end",
+            size - 1
+        ),
+        fill: size,
+    }
+}
+
+/// Rules for others, and at last one for us.
+fn rules(size: usize) -> Point {
+    let mut config = String::new();
+    for number in 1..size {
+        let _ = write!(
+            config,
+            "[[rule]]\nwho = [\"user-{number}\"]\nrepositories = [\"team-{number}/**\"]\nactions = [\"pull\"]\n"
+        );
+    }
+    config.push_str("[[rule]]\nwho = [\"bench\"]\nrepositories = [\"bench/**\"]\nactions = [\"pull\"]\n");
+    Point {
+        size,
+        candidate: Candidate::new("portcullis", Kind::Gate(Vec::new(), config)),
+        connections: CONNECTIONS,
+        script: String::new(),
+        fill: 0,
+    }
+}
+
+/// Users with the same password, of whom ours is the last.
+fn users(program: &Path, world: &World, sizes: &[usize]) -> anyhow::Result<Vec<Point>> {
+    let (user, password) = CREDS.split_once(':').context("no password")?;
+    let one = fs::read_to_string(add_user(program, world.dir.path(), user, password)?).context("cannot read users")?;
+    let hash = one.trim().split_once(':').context("a user without a hash")?.1.to_owned();
+    let mut points = Vec::new();
+    for size in sizes {
+        let mut text = String::new();
+        for number in 1..*size {
+            let _ = writeln!(text, "user-{number}:{hash}");
+        }
+        let _ = writeln!(text, "{user}:{hash}");
+        let file = world.dir.path().join(format!("{size}.htpasswd"));
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        points.push(Point {
+            size: *size,
+            candidate: Candidate::gate("portcullis").htpasswd(&file),
+            connections: CONNECTIONS,
+            script: String::new(),
+            fill: 0,
+        });
+    }
+    Ok(points)
+}
+
+/// Asks for each target once, so that all verdicts are remembered.
+fn fill(world: &World, peer: &Peer, size: usize) -> anyhow::Result<()> {
+    let step = (size >= 100_000).then(|| Step::begin(format!("{size} verdicts")));
+    let threads = world.cores.load_threads();
+    // Each thread has its share of the targets, and says when it is through.
+    let script = format!(
+        "local threads, number = 0, 0\n\
+         setup = function(t) t:set('mine', threads) threads = threads + 1 end\n\
+         init = function(args) number = mine end\n\
+         request = function()\n\
+         local now = number\n\
+         number = number + {threads}\n\
+         if number >= {size} + 64 * {threads} then wrk.thread:stop() end\n\
+         return wrk.format('GET', '/v2/r' .. (now % {size}) .. '/manifests/1')\n\
+         end"
+    );
+    let load = Requests { script, ..Requests::new(CONNECTIONS, Duration::from_secs(600)) };
+    let cmd = load.command(world, peer)?;
+    let from = world.forwarded()?;
+    let filling = thread::spawn(move || cmd.output());
+    filling.join().map_err(|_| anyhow!("the thread of wrk panicked"))??.ok()?;
+    interrupt::check()?;
+    let asked = world.forwarded()? - from;
+    anyhow::ensure!(asked >= size as u64, "only {asked} of {size} verdicts were asked for");
+    if let Some(step) = step {
+        step.done("");
+    }
+    Ok(())
+}
