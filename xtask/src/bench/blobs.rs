@@ -75,7 +75,8 @@ pub(super) fn tls(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     let rows = measure(args, noise, &world, "blobs over TLS", &field, world.registry, &bodies)?;
     let what = "blob GET, TLS 1.3 AES-128-GCM, CPU for each GB, of nginx's best";
     let goals = vec![Goal::at_most(0.6, ratio(&rows, TUNED), what)];
-    let remarks = vec![remark(args, "nginx with a file in memory"), "the clients are curl, one for each download".into()];
+    let remarks =
+        vec![remark(args, "nginx with a file in memory"), "the clients are curl, one for each download".into()];
     publish(args, noise, ("tls", "Blobs over TLS 1.3, AES-128-GCM"), &rows, goals, remarks)
 }
 

@@ -61,9 +61,8 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         let medians = measure(args, noise, &world, axis)?;
         let first = medians.first().map_or(f64::NAN, |(_, cpu)| cpu.median());
         let worst = medians.iter().map(|(_, cpu)| cpu.median() / first).fold(f64::NAN, f64::max);
-        let row = |(size, cpu): &(usize, Samples)| {
-            vec![size.to_string(), cpu.shown(1), figure(cpu.median() / first, 2)]
-        };
+        let row =
+            |(size, cpu): &(usize, Samples)| vec![size.to_string(), cpu.shown(1), figure(cpu.median() / first, 2)];
         tables.push(Table {
             caption: format!("By the number of {}.", axis.name),
             heading: vec!["number", "CPU µs for each request", "of the first"],
@@ -127,13 +126,8 @@ fn nginx() -> Candidate {
 }
 
 fn connections(name: &'static str, of: impl Fn() -> Candidate, sizes: &[usize], reference: bool) -> Axis {
-    let point = |size: &usize| Point {
-        size: *size,
-        candidate: of(),
-        connections: *size,
-        script: String::new(),
-        fill: 0,
-    };
+    let point =
+        |size: &usize| Point { size: *size, candidate: of(), connections: *size, script: String::new(), fill: 0 };
     Axis { name, points: sizes.iter().map(point).collect(), reference }
 }
 

@@ -44,8 +44,7 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         let names: Vec<&str> = field.iter().map(|candidate| candidate.name.as_str()).collect();
         let samples = interleave(args, noise, &format!("idle, {how}"), &names, |index| {
             let peer = field[index].start_checked(&world)?;
-            let (empty, full) =
-                if tls { handshaken(&world, &peer, many)? } else { after_a_request(&peer, many)? };
+            let (empty, full) = if tls { handshaken(&world, &peer, many)? } else { after_a_request(&peer, many)? };
             Ok(((empty, full), format!("{:.1} MiB", full / KIB / KIB)))
         })?;
         let mut full = Vec::new();

@@ -92,7 +92,8 @@ impl Requests {
 /// One cipher suite for everybody, by way of OpenSSL's configuration: wrk has no option for it.
 pub(super) fn openssl_configuration(world: &World) -> anyhow::Result<PathBuf> {
     let file = world.dir.path().join("openssl.cnf");
-    let text = "openssl_conf = d\n[d]\nssl_conf = s\n[s]\nsystem_default = x\n[x]\nCiphersuites = TLS_AES_128_GCM_SHA256\n";
+    let text =
+        "openssl_conf = d\n[d]\nssl_conf = s\n[s]\nsystem_default = x\n[x]\nCiphersuites = TLS_AES_128_GCM_SHA256\n";
     fs::write(&file, text).context("cannot write an OpenSSL configuration")?;
     Ok(file)
 }
@@ -169,7 +170,8 @@ impl Bodies {
         self.each(|| {
             let cmd = world.as_load().env("OPENSSL_CONF", &configuration).args(["curl", "--silent", "--show-error"]);
             let cmd = cmd.args(["--noproxy", "*", "--http1.1", "--fail", "--user", CREDS, "--cacert"]).arg(&world.ca);
-            let cmd = cmd.args(["--write-out", "%{size_download}", "--output", "/dev/null"]).arg(peer.url(&self.target));
+            let cmd =
+                cmd.args(["--write-out", "%{size_download}", "--output", "/dev/null"]).arg(peer.url(&self.target));
             let bytes = self.bytes;
             move || {
                 let got = cmd.run()?;
@@ -185,7 +187,8 @@ impl Bodies {
         make: impl Fn() -> F,
     ) -> anyhow::Result<()> {
         let threads: Vec<_> = (0..self.streams).map(|_| thread::spawn(make())).collect();
-        let ends: Vec<_> = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a stream panicked"))).collect();
+        let ends: Vec<_> =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a stream panicked"))).collect();
         ends.into_iter().try_for_each(|end| end?)
     }
 }

@@ -204,9 +204,8 @@ impl Template {
     }
 
     fn fill(&self, text: &str) -> String {
-        let filled = self.values.iter().fold(text.to_owned(), |text, (name, value)| {
-            text.replace(&format!("@{name}@"), value)
-        });
+        let filled =
+            self.values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value));
         filled.replace("@TLS-LISTEN@", "")
     }
 

@@ -6,8 +6,7 @@ use plotters::prelude::*;
 const WIDTH: u32 = 900;
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const THEIRS: RGBColor = RGBColor(0xb0, 0xb8, 0xc0);
-const LINES: [RGBColor; 4] =
-    [OURS, RGBColor(0xd6, 0x5f, 0x2c), RGBColor(0x4c, 0x9a, 0x4c), RGBColor(0x80, 0x60, 0xa8)];
+const LINES: [RGBColor; 4] = [OURS, RGBColor(0xd6, 0x5f, 0x2c), RGBColor(0x4c, 0x9a, 0x4c), RGBColor(0x80, 0x60, 0xa8)];
 
 /// A bar: a name, and its median with the least and the most.
 #[derive(Debug, Clone)]
@@ -108,7 +107,9 @@ impl Plot {
         for (line, color) in lines.iter().zip(LINES.into_iter().cycle()) {
             let series = LineSeries::new(line.points.clone(), color.stroke_width(2)).point_size(3);
             let drawn = chart.draw_series(series).map_err(broken)?;
-            drawn.label(&line.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            drawn
+                .label(&line.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         }
         let labels = chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(THEIRS).draw();
         labels.map_err(broken)?;

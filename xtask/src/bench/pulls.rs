@@ -165,7 +165,11 @@ fn goals(push: bool, rows: &[(&str, Row)]) -> Vec<Goal> {
     let direct = rows.first().map_or(f64::NAN, |(_, row)| row.wall.median());
     let what = if push { "push" } else { "pull" };
     vec![
-        Goal::at_most(1.03, wall(TLS) / direct, format!("skopeo {what} through the gate with TLS, wall, of direct plain")),
+        Goal::at_most(
+            1.03,
+            wall(TLS) / direct,
+            format!("skopeo {what} through the gate with TLS, wall, of direct plain"),
+        ),
         Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("skopeo {what} with TLS, proxy CPU, of {NGINX_TLS}")),
     ]
 }

@@ -74,11 +74,7 @@ pub(super) fn publish_goals(args: &Args, noise: &machine::Noise, goals: &[Goal])
     let page = Report {
         name: "goals",
         title: "All goals of one run",
-        tables: vec![Table {
-            caption: "Ratios of medians of one run.".to_owned(),
-            heading: GOALS.to_vec(),
-            rows,
-        }],
+        tables: vec![Table { caption: "Ratios of medians of one run.".to_owned(), heading: GOALS.to_vec(), rows }],
         ..Report::default()
     };
     page.publish(args, noise)

@@ -33,11 +33,12 @@ pub(super) struct Row {
 }
 
 pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Result<Outcome> {
+    let load = Requests::new(CONNECTIONS, Duration::from_secs_f64(args.window));
     let world = World::start(program, Placing::Pinned, 0)?;
-    let pinned = measure(args, noise, &world, "requests, pinned", &field(&world, false)?, CONNECTIONS)?;
+    let pinned = measure(args, noise, &world, "requests, pinned", &field(&world, false)?, &load)?;
     drop(world);
     let world = World::start(program, Placing::Free, 0)?;
-    let free = measure(args, noise, &world, "requests, all cores", &field(&world, true)?, CONNECTIONS)?;
+    let free = measure(args, noise, &world, "requests, all cores", &field(&world, true)?, &load)?;
     drop(world);
     let goals = goals(&pinned);
     let bars = |rows: &[Row]| rows.iter().map(|row| bar(&row.name, &row.cpu)).collect();
@@ -96,11 +97,10 @@ pub(super) fn measure(
     world: &World,
     title: &str,
     field: &[Candidate],
-    connections: usize,
+    load: &Requests,
 ) -> anyhow::Result<Vec<Row>> {
     let peers: Vec<Peer> =
         field.iter().map(|candidate| candidate.start_checked(world)).collect::<anyhow::Result<_>>()?;
-    let load = Requests::new(connections, Duration::from_secs_f64(args.window));
     let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
     let samples = interleave(args, noise, title, &names, |index| {
         let mut shot = load.drive(world, &peers[index])?;

@@ -162,7 +162,8 @@ fn memory_dir() -> &'static Path {
 /// A directory that nginx' workers, which are nobody, may enter.
 fn open_scratch(under: &Path) -> anyhow::Result<TempDir> {
     let name = format!("portcullis-bench-{:x}-", random());
-    let dir = tempfile::Builder::new().prefix(&name).tempdir_in(under).context("cannot create a temporary directory")?;
+    let dir =
+        tempfile::Builder::new().prefix(&name).tempdir_in(under).context("cannot create a temporary directory")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).context("cannot open a temporary directory")?;
     Ok(dir)
 }
