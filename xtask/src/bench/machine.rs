@@ -4,6 +4,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::getpriority_process;
+
 use super::Args;
 use super::stats::{Samples, figure};
 use crate::lab::cmd::Cmd;
@@ -61,12 +63,21 @@ pub(super) fn describe(args: &Args, noise: &Noise) -> Vec<String> {
         ),
         format!("Portcullis {}, {}; {date}", git(&["rev-parse", "--short", "HEAD"]), versions().join(", ")),
         format!(
-            "other programs kept {} % of the processors busy when this bench was idle (median; most: {} %)",
+            "other programs kept {} % of the processors busy when this bench was idle (median; most: {} %){}",
             figure(noise.busy.median(), 0),
-            figure(noise.busy.most(), 0)
+            figure(noise.busy.most(), 0),
+            priority()
         ),
         format!("`{}`", again(args)),
     ]
+}
+
+/// A bench that pushes others aside says so.
+fn priority() -> String {
+    match getpriority_process(None) {
+        Ok(0) | Err(_) => String::new(),
+        Ok(nice) => format!("; everything of this bench ran at nice {nice}"),
+    }
 }
 
 fn versions() -> Vec<String> {
