@@ -12,7 +12,8 @@ use portcullis::registry::endpoint;
 
 /// As docker sends it.
 const REQUEST: &[u8] = b"GET /v2/team-a/backend/api/manifests/latest HTTP/1.1\r\nHost: registry.example.com\r\n\
-    User-Agent: docker/28.0.1 go/go1.23.6 git-commit/bbd0a17 kernel/6.8.0 os/linux arch/amd64 UpstreamClient(Docker-Client/28.0.1)\r\n\
+    User-Agent: docker/28.0.1 go/go1.23.6 git-commit/bbd0a17 kernel/6.8.0 os/linux arch/amd64 \
+    UpstreamClient(Docker-Client/28.0.1)\r\n\
     Accept: application/vnd.docker.distribution.manifest.v2+json\r\n\
     Accept: application/vnd.docker.distribution.manifest.list.v2+json\r\n\
     Accept: application/vnd.oci.image.index.v1+json\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\
@@ -27,9 +28,11 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 711\r\n\
     X-Content-Type-Options: nosniff\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\n\r\n";
 
 /// The answer to the begin of an upload: its Location has to be rewritten.
-const ACCEPTED: &[u8] = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nDocker-Distribution-Api-Version: registry/2.0\r\n\
+const ACCEPTED: &[u8] = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\
+    Docker-Distribution-Api-Version: registry/2.0\r\n\
     Docker-Upload-Uuid: 0a1b2c3d-0000-4000-8000-000000000000\r\n\
-    Location: http://registry.example.com/v2/team-a/backend/api/blobs/uploads/0a1b2c3d-0000-4000-8000-000000000000?_state=abc\r\n\
+    Location: http://registry.example.com/v2/team-a/backend/api/\
+    blobs/uploads/0a1b2c3d-0000-4000-8000-000000000000?_state=abc\r\n\
     Range: 0-0\r\n\r\n";
 
 const LIMITS: Limits = Limits { head_bytes: 16 * 1024, target_bytes: 8 * 1024, fields: 100 };

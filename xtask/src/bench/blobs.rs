@@ -1,5 +1,5 @@
-//! Blobs, plain and over TLS: what a GB costs each proxy. The clients only read and throw away, so that neither a hash nor
-//! a disk of theirs stands between the proxies and their speed.
+//! Blobs, plain and over TLS: what a GB costs each proxy. The clients only read and throw away, so that neither a hash
+//! nor a disk of theirs stands between the proxies and their speed.
 
 use std::fs;
 use std::net::SocketAddr;

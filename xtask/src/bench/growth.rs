@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rustix::process::{Resource, getrlimit};
 
 use super::load::Requests;
 use super::machine::Noise;
@@ -51,10 +52,14 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         let most = if args.quick { most.min(1_000) } else { most };
         [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000].into_iter().filter(|size| *size <= most).collect()
     };
+    // A proxy has a connection to the registry for each one that asks, and each is a file.
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = usize::try_from(files / 2).unwrap_or(usize::MAX).saturating_sub(300);
+    let open: Vec<usize> = sizes(10_000).into_iter().map(|size| size.min(room)).collect();
     let users = users(program, &world, &sizes(10_000))?;
     let axes = vec![
-        connections("connections", || Candidate::gate("portcullis"), &sizes(10_000), false),
-        connections("connections, nginx without a login", nginx, &sizes(10_000), true),
+        connections("connections", lasting, &open, false),
+        connections("connections, nginx without a login", nginx, &open, true),
         Axis {
             name: "verdicts",
             points: sizes(1_000_000).into_iter().map(verdicts).collect(),
@@ -97,9 +102,9 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         plots: vec![Plot::lines("Processor time for each request, µs", "how many", lines)],
         goals: goals.clone(),
         remarks: vec![format!(
-            "the proxy alone on one core; {CONNECTIONS} connections where they are not what grows; medians (least–most) of \
-             {} interleaved rounds, each a window of {} s; with one verdict or rule every request meets the same one, with \
-             many the verdicts are met at random and the rule that grants is the last",
+            "the proxy alone on one core; {CONNECTIONS} connections where they are not what grows; medians \
+             (least–most) of {} interleaved rounds, each a window of {} s; with one verdict or rule every request meets the same one, \
+             with many the verdicts are met at random and the rule that grants is the last",
             args.rounds, args.window
         )],
     };

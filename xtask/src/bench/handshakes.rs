@@ -65,8 +65,8 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         plots,
         goals: goals.clone(),
         remarks: vec![format!(
-            "{CLIENTS} × openssl s_time; the proxy alone on one core; medians (least–most) of {} interleaved rounds, each a \
-             window of {} s",
+            "{CLIENTS} × openssl s_time; the proxy alone on one core; medians (least–most) of {} interleaved rounds, \
+             each a window of {} s",
             args.rounds, args.window
         )],
     };

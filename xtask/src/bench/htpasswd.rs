@@ -51,8 +51,8 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         plots: vec![Plot::bars("Requests for each second of processor time", bars.collect())],
         goals: goals.clone(),
         remarks: vec![format!(
-            "the proxy alone on one core; medians (least–most) of {} interleaved rounds, each a window of {} s; the gate's \
-             verdicts live for 60 s",
+            "the proxy alone on one core; medians (least–most) of {} interleaved rounds, each a window of {} s; the \
+             gate's verdicts live for 60 s",
             args.rounds,
             span.as_secs_f64()
         )],

@@ -70,8 +70,8 @@ impl Requests {
             "wrk.headers['Authorization'] = '{}'\n{close}{}\n\
              done = function(s, l, r)\n\
              local e = s.errors\n\
-             io.write(string.format('RESULT %d %d %d %d %d %d %d\\n', e.connect + e.read + e.write, e.status, e.timeout,\n\
-             l:percentile(50), l:percentile(99), l:percentile(99.9), s.requests))\n\
+             io.write(string.format('RESULT %d %d %d %d %d %d %d\\n', e.connect + e.read + e.write,\n\
+             e.status, e.timeout, l:percentile(50), l:percentile(99), l:percentile(99.9), s.requests))\n\
              end\n",
             basic(CREDS),
             self.script,

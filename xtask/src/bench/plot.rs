@@ -6,7 +6,13 @@ use plotters::prelude::*;
 const WIDTH: u32 = 900;
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const THEIRS: RGBColor = RGBColor(0xb0, 0xb8, 0xc0);
-const LINES: [RGBColor; 4] = [OURS, RGBColor(0xd6, 0x5f, 0x2c), RGBColor(0x4c, 0x9a, 0x4c), RGBColor(0x80, 0x60, 0xa8)];
+const LINES: [RGBColor; 5] = [
+    OURS,
+    RGBColor(0xd6, 0x5f, 0x2c),
+    RGBColor(0x4c, 0x9a, 0x4c),
+    RGBColor(0x80, 0x60, 0xa8),
+    RGBColor(0x90, 0x90, 0x90),
+];
 
 /// A bar: a name, and its median with the least and the most.
 #[derive(Debug, Clone)]
@@ -103,7 +109,15 @@ impl Plot {
             .y_label_area_size(56)
             .build_cartesian_2d((1.0..widest).log_scale(), 0.0..highest * 1.1)
             .map_err(broken)?;
-        chart.configure_mesh().x_desc(axis).light_line_style(WHITE).draw().map_err(broken)?;
+        let whole = |value: &f64| format!("{value:.0}");
+        chart
+            .configure_mesh()
+            .x_desc(axis)
+            .x_label_formatter(&whole)
+            .y_label_formatter(&whole)
+            .light_line_style(WHITE)
+            .draw()
+            .map_err(broken)?;
         for (line, color) in lines.iter().zip(LINES.into_iter().cycle()) {
             let series = LineSeries::new(line.points.clone(), color.stroke_width(2)).point_size(3);
             let drawn = chart.draw_series(series).map_err(broken)?;

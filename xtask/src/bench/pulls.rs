@@ -79,9 +79,9 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         plots,
         goals: goals.clone(),
         remarks: vec![format!(
-            "skopeo {}, a fresh one without memory each time, docker-registry behind; {LAYERS} layers of {megabytes} MB that \
-             do not compress; everybody on all cores; medians (least–most) of {} interleaved rounds",
-            "copy", args.rounds
+            "a fresh skopeo without memory each time, docker-registry behind; {LAYERS} layers of {megabytes} MB that do \
+             not compress; everybody on all cores; medians (least–most) of {} interleaved rounds",
+            args.rounds
         )],
     };
     report.publish(args, noise)?;

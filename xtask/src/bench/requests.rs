@@ -56,8 +56,8 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         goals: goals.clone(),
         remarks: vec![
             format!(
-                "GET of a manifest of {MANIFEST} bytes from nginx, {CONNECTIONS} connections of wrk, Basic credentials; \
-                 medians (least–most) of {} rounds, each a window of {} s; latencies are in ms, over all of wrk's run",
+                "GET of a manifest of {MANIFEST} bytes from nginx, {CONNECTIONS} connections of wrk, Basic \
+                 credentials; medians (least–most) of {} rounds, each a window of {} s; latencies are in ms, over all of wrk's run",
                 args.rounds, args.window
             ),
             "access logs are off but where it says on; every proxy was shown to answer 200 with the right body and, \

@@ -1,5 +1,5 @@
-//! Interleaved rounds: everybody once in each, beginning with another one each time, so that nobody always runs on a cold
-//! or a hot machine.
+//! Interleaved rounds: everybody once in each, beginning with another one each time, so that nobody always runs on a
+//! cold or a hot machine.
 
 use std::io::{IsTerminal as _, stdout};
 use std::time::Instant;
@@ -11,8 +11,8 @@ use super::machine::Noise;
 use crate::lab::interrupt;
 use crate::lab::ui::say;
 
-/// Runs `act(index)` for each of `names`, in `args.rounds` rounds after one that warms up and does not count. The samples
-/// come back by index; the text is for whoever watches.
+/// Runs `act(index)` for each of `names`, in `args.rounds` rounds after one that warms up and does not count. The
+/// samples come back by index; the text is for whoever watches.
 pub(super) fn interleave<S>(
     args: &Args,
     noise: &mut Noise,

@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
-use super::load::Bodies;
+use super::load::{Bodies, Haul};
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
 use super::plot::Plot;
@@ -46,18 +46,7 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     };
     let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
     let samples = interleave(args, noise, "uploads", &names, |index| {
-        let (peer, cores) = (&peers[index], &world.cores);
-        let before = peer.written();
-        let haul = bodies.haul(peer, || {
-            bodies.each(|| {
-                let (addr, cores, bodies) = (peer.addr, cores.clone(), bodies.clone());
-                move || {
-                    cores.run_load_here();
-                    upload(addr, &bodies)
-                }
-            })
-        })?;
-        let disk = (peer.written() - before) / (bodies.bytes as f64 * bodies.streams as f64);
+        let (haul, disk) = send(&world, &peers[index], &bodies)?;
         Ok(((haul, disk), format!("{:.3} s/GB, {:.2} GB/s", haul.cpu, haul.speed)))
     })?;
     let (mut rows, mut bars, mut medians) = (Vec::new(), Vec::new(), Vec::new());
@@ -89,13 +78,28 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         plots: vec![Plot::bars("Uploads: processor time for each GB, s", bars)],
         goals: goals.clone(),
         remarks: vec![format!(
-            "{} PATCHes at once of {} MiB with Content-Length to a service that throws the bytes away; the proxy alone on \
-             one core; medians (least–most) of {} interleaved rounds; bytes to files as /proc/PID/io counts them",
+            "{} PATCHes at once of {} MiB with Content-Length to a service that throws the bytes away; the proxy alone \
+             on one core; medians (least–most) of {} interleaved rounds; bytes to files as /proc/PID/io counts them",
             args.streams, args.size, args.rounds
         )],
     };
     report.publish(args, noise)?;
     Ok(Outcome { goals })
+}
+
+/// Sends all bodies; also how much of each byte landed in a file.
+fn send(world: &World, peer: &Peer, bodies: &Bodies) -> anyhow::Result<(Haul, f64)> {
+    let before = peer.written();
+    let haul = bodies.haul(peer, || {
+        bodies.each(|| {
+            let (addr, cores, bodies) = (peer.addr, world.cores.clone(), bodies.clone());
+            move || {
+                cores.run_load_here();
+                upload(addr, &bodies)
+            }
+        })
+    })?;
+    Ok((haul, (peer.written() - before) / (bodies.bytes as f64 * bodies.streams as f64)))
 }
 
 fn upload(addr: SocketAddr, bodies: &Bodies) -> anyhow::Result<()> {
