@@ -30,8 +30,7 @@ fn decide(c: &mut Criterion) {
         let name = RepositoryName::parse(&format!("team-{}/backend/api", rules - 1));
         let access = Access::on(&name.unwrap_or_else(|| unreachable!("a valid name")), Action::Pull);
         let [own, group_member, stranger] =
-            [format!("user-{}", rules - 1), "builder-1".to_owned(), "nobody".to_owned()]
-                .map(|name| Principal::user(name));
+            [format!("user-{}", rules - 1), "builder-1".to_owned(), "nobody".to_owned()].map(Principal::user);
         assert!(policy.decide(&own, &access).is_allowed() && !policy.decide(&stranger, &access).is_allowed());
         for (who, principal) in [("by the last rule", &own), ("by a group", &group_member), ("denied", &stranger)] {
             group.bench_with_input(BenchmarkId::new(who, rules), &access, |b, access| {
