@@ -88,7 +88,7 @@ fn hit_path(c: &mut Criterion) {
         move || drop(black_box(other.cache.get(&key, 1))),
         || {
             group.bench_function("cache hit, two threads on one key", |b| {
-                b.iter(|| world.cache.get(black_box(&key), 1))
+                b.iter(|| world.cache.get(black_box(&key), 1));
             });
         },
     );
