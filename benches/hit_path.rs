@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use portcullis::auth::{Principal, credentials};
 use portcullis::policy::Policy;
 use portcullis::registry::access::{Access, Action};
@@ -84,15 +84,19 @@ fn hit_path(c: &mut Criterion) {
     let world = Arc::new(World::new());
     assert!(world.whole(), "the verdict is not in the cache");
     let key = world.key(Some("builder-1"));
-    c.bench_function("parse credentials", |b| b.iter(|| credentials::parse(black_box(AUTHORIZATION))));
-    c.bench_function("key", |b| b.iter(|| world.key(black_box(Some("builder-1")))));
-    c.bench_function("cache hit", |b| b.iter(|| world.cache.get(black_box(&key), 1)));
-    c.bench_function("whole", |b| b.iter(|| world.whole()));
+    let mut group = c.benchmark_group("hit path");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("parse credentials", |b| b.iter(|| credentials::parse(black_box(AUTHORIZATION))));
+    group.bench_function("key", |b| b.iter(|| world.key(black_box(Some("builder-1")))));
+    group.bench_function("cache hit", |b| b.iter(|| world.cache.get(black_box(&key), 1)));
+    group.bench_function("whole", |b| b.iter(|| world.whole()));
     let other = Arc::clone(&world);
     beside(
         move || drop(black_box(other.cache.get(&key, 1))),
         || {
-            c.bench_function("cache hit, two threads on one key", |b| b.iter(|| world.cache.get(black_box(&key), 1)));
+            group.bench_function("cache hit, two threads on one key", |b| {
+                b.iter(|| world.cache.get(black_box(&key), 1));
+            });
         },
     );
     let other = Arc::clone(&world);
@@ -101,9 +105,10 @@ fn hit_path(c: &mut Criterion) {
             black_box(other.whole());
         },
         || {
-            c.bench_function("whole, two threads on one key", |b| b.iter(|| world.whole()));
+            group.bench_function("whole, two threads on one key", |b| b.iter(|| world.whole()));
         },
     );
+    group.finish();
 }
 
 criterion_group!(benches, hit_path);

@@ -1,51 +1,101 @@
 //! `cargo xtask bench`: the gate next to its peers on this machine, in one run.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::lab::cmd::{Cmd, which};
+use crate::lab::interrupt;
 use crate::lab::packages::{self, Need};
 use crate::lab::process::is_root;
 use crate::lab::ui::say;
 use crate::workspace;
 
 mod blobs;
+mod growth;
+mod handshakes;
+mod htpasswd;
+mod idle;
+mod load;
 mod machine;
+mod peers;
+mod plot;
+mod pulls;
+mod report;
+mod requests;
+mod rounds;
+mod stats;
+mod uploads;
+mod world;
+
+use machine::Noise;
+use stats::Goal;
+use world::World;
 
 /// Options of `cargo xtask bench`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Which bench
-    #[arg(value_enum, default_value_t = Name::Blobs)]
+    #[arg(value_enum, default_value_t = Name::All)]
     pub name: Name,
-    /// Rounds that count; one more warms up
-    #[arg(long, default_value_t = 5)]
+    /// A few minutes for all of them, with figures that only show that it works
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds that count; one more warms up. Default 5, quick 2
+    #[arg(long, default_value_t = 5, default_value_if("quick", "true", "2"))]
     pub rounds: usize,
-    /// Size of the blob in MiB
-    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    /// Seconds of each measurement of small requests. Default 4, quick 1
+    #[arg(long, default_value_t = 4.0, default_value_if("quick", "true", "1"))]
+    pub window: f64,
+    /// Size of the blob in MiB. Default 512, quick 64
+    #[arg(long, default_value_t = 512, default_value_if("quick", "true", "64"), value_name = "MIB")]
     pub size: u64,
-    /// Downloads at the same time
+    /// Downloads and uploads at the same time
     #[arg(long, default_value_t = 8)]
     pub streams: usize,
-    /// What stands behind the proxies
+    /// What stands behind the proxies of `blobs`
     #[arg(long, value_enum, default_value_t = Behind::Registry)]
     pub behind: Behind,
     /// Use this program instead of building it
     #[arg(long, value_name = "FILE")]
     pub portcullis: Option<PathBuf>,
-    /// We are already in a network namespace of our own
-    #[arg(long, hide = true)]
-    pub inside: bool,
+    /// Where results are written. Default benches/results, quick target/bench-quick
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// The program, when we are already in a network namespace of our own
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub inside: Option<PathBuf>,
 }
 
 /// The benches.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Name {
+    /// All of them, one after the other
+    All,
+    /// Small requests: processor time for each, rate, latency
+    Requests,
     /// Processor time for each GB of blobs over plain HTTP, and memory after a push and a pull
     Blobs,
+    /// Processor time for each GB of blobs over TLS
+    Tls,
+    /// Processor time for each GB of uploads, and what lands on a disk
+    Uploads,
+    /// New TLS connections, full and resumed
+    Handshakes,
+    /// Memory of idle connections
+    Idle,
+    /// Users in an htpasswd file
+    Htpasswd,
+    /// Many connections, verdicts, rules, users
+    Growth,
+    /// Whole images by skopeo
+    Pulls,
 }
 
 /// What stands behind the proxies.
@@ -53,20 +103,54 @@ pub enum Name {
 pub enum Behind {
     /// The real docker-registry
     Registry,
-    /// A service of our own that sends zeros
+    /// nginx that sends a file from memory
     Stub,
 }
 
-const NEEDS: [Need; 5] = [packages::REGISTRY, packages::SKOPEO, packages::NGINX, packages::SETPRIV, packages::IP];
+/// What a bench found out.
+#[derive(Debug)]
+struct Outcome {
+    goals: Vec<Goal>,
+}
+
+type Bench = fn(&Args, &Path, &mut Noise) -> anyhow::Result<Outcome>;
+
+const BENCHES: [(Name, Bench); 9] = [
+    (Name::Requests, requests::run),
+    (Name::Blobs, blobs::plain),
+    (Name::Tls, blobs::tls),
+    (Name::Uploads, uploads::run),
+    (Name::Htpasswd, htpasswd::run),
+    (Name::Handshakes, handshakes::run),
+    (Name::Idle, idle::run),
+    (Name::Pulls, pulls::run),
+    (Name::Growth, growth::run),
+];
+
+const NEEDS: [Need; 10] = [
+    packages::REGISTRY,
+    packages::SKOPEO,
+    packages::NGINX,
+    packages::HAPROXY,
+    packages::WRK,
+    packages::OPENSSL,
+    packages::CURL,
+    packages::SETPRIV,
+    packages::TASKSET,
+    packages::IP,
+];
+
+/// How long a bench may take to clean up once it was told to end.
+const FAREWELL: Duration = Duration::from_secs(20);
 
 /// Runs a bench.
 ///
 /// # Errors
-/// When a peer does not start or a download fails.
+/// When a peer does not start or does not do what it is measured for.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if args.inside {
-        prepare_namespace()?;
-        return measure(args);
+    if let Some(program) = &args.inside {
+        prepare()?;
+        return measure(args, program);
     }
     packages::ensure(&NEEDS)?;
     let program = match &args.portcullis {
@@ -76,27 +160,53 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => build()?,
     };
     let exe = std::env::current_exe().context("cannot tell which program this is")?;
-    let mut command = Command::new("unshare");
+    // Whatever becomes of us, the one inside is told, and ends what it started.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--", "unshare"]);
     if !is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    command.args(["--net", "--"]).arg(exe).args(["bench", "--inside", "--portcullis"]).arg(program);
-    command.args(["--rounds", &args.rounds.to_string(), "--size", &args.size.to_string()]);
-    command.args(["--streams", &args.streams.to_string()]);
-    command.args(["--behind", if args.behind == Behind::Stub { "stub" } else { "registry" }]);
-    // Ctrl-C on a terminal reaches it as well: it is in our process group, and ends cleanly by itself.
-    let status = command.status().context("cannot start unshare")?;
+    command.args(["--net", "--"]).arg(exe).args(std::env::args_os().skip(1)).arg("--inside").arg(program);
+    let mut child = command.spawn().context("cannot start unshare")?;
+    let mut told = None;
+    let status = loop {
+        if let Some(status) = child.try_wait().context("cannot wait for the bench")? {
+            break status;
+        }
+        if interrupt::requested() {
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            let begun = *told.get_or_insert_with(|| {
+                pid.map(|pid| kill_process(pid, Signal::TERM));
+                std::time::Instant::now()
+            });
+            if begun.elapsed() > FAREWELL {
+                let _ = child.kill();
+            }
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    interrupt::check()?;
     if !status.success() {
         bail!("the bench failed ({status})");
     }
     Ok(())
 }
 
-fn measure(args: &Args) -> anyhow::Result<()> {
-    let program = args.portcullis.as_deref().context("--inside goes with --portcullis")?;
-    match args.name {
-        Name::Blobs => blobs::run(args, program),
+fn measure(args: &Args, program: &Path) -> anyhow::Result<()> {
+    let (mut goals, mut all) = (Vec::new(), Noise::default());
+    for (name, bench) in BENCHES {
+        if args.name != Name::All && args.name != name {
+            continue;
+        }
+        let args = &Args { name, ..args.clone() };
+        let mut noise = Noise::default();
+        goals.extend(bench(args, program, &mut noise)?.goals);
+        all.add(noise);
     }
+    if args.name == Name::All {
+        report::publish_goals(args, &all, &goals)?;
+    }
+    Ok(())
 }
 
 fn build() -> anyhow::Result<PathBuf> {
@@ -106,12 +216,37 @@ fn build() -> anyhow::Result<PathBuf> {
 }
 
 /// BBR paces even on loopback, which multiplies the cost of a spliced byte by five; reno does not.
-fn prepare_namespace() -> anyhow::Result<()> {
+fn prepare() -> anyhow::Result<()> {
     let ip = which("ip").context("cannot find `ip`")?;
     Cmd::new(ip).args(["link", "set", "lo", "up"]).run()?;
-    let file = "/proc/sys/net/ipv4/tcp_congestion_control";
-    if let Err(error) = fs::write(file, "reno") {
-        say(format!("cannot choose reno in {file}: {error}; the results say what was used"));
+    let choose = |file: &str, value: &str| {
+        if let Err(error) = fs::write(file, value) {
+            say(format!("cannot write {value} to {file}: {error}; the results say what was used"));
+        }
+    };
+    choose("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
+    // Outgoing connections, above the ports that we listen on; ten thousand idle ones need as many.
+    choose("/proc/sys/net/ipv4/ip_local_port_range", "30001 65000");
+    choose("/proc/sys/net/core/somaxconn", "8192");
+    let files = getrlimit(Resource::Nofile);
+    let most = Rlimit { current: files.maximum, maximum: files.maximum };
+    let raised = if is_root() {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(100_000), maximum: Some(100_000) })
+    } else {
+        Err(rustix::io::Errno::PERM)
+    };
+    if raised.is_err() {
+        setrlimit(Resource::Nofile, most).context("cannot raise the number of files")?;
     }
     Ok(())
+}
+
+/// The user of the benches in nginx' favourite hash.
+fn apr1_file(world: &World) -> anyhow::Result<PathBuf> {
+    let (user, password) = world::CREDS.split_once(':').context("no password")?;
+    let hash = Cmd::new("openssl").args(["passwd", "-apr1", password]).run()?;
+    let file = world.dir.path().join("apr1.htpasswd");
+    fs::write(&file, format!("{user}:{}\n", hash.trim())).context("cannot write an htpasswd file")?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).context("cannot let nginx read the passwords")?;
+    Ok(file)
 }

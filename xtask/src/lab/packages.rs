@@ -44,6 +44,10 @@ pub const CC: Need = need("cc", "build-essential", "compiles and links");
 pub const PYTHON: Need = need("python3", "python3", "runs the tests' peers that are scripts");
 /// A peer of the benches.
 pub const NGINX: Need = Need { units: &["nginx.service"], ..need("nginx", "nginx-light", "the peer of the benches") };
+/// Makes load.
+pub const WRK: Need = need("wrk", "wrk", "makes load for the benches");
+/// Keeps programs on processors of their own.
+pub const TASKSET: Need = need("taskset", "util-linux", "keeps programs on processors of their own");
 /// The loopback interface of an own network namespace.
 pub const IP: Need = need("ip", "iproute2", "sets up a network namespace");
 

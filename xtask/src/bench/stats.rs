@@ -1,0 +1,107 @@
+//! Many samples in a few figures.
+
+/// The samples of one quantity.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(super) fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    pub(super) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// The middle one; of an even number, the mean of the two in the middle.
+    pub(super) fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        match (sorted.len(), sorted.len() / 2) {
+            (0, _) => f64::NAN,
+            (len, middle) if len % 2 == 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
+            (_, middle) => sorted[middle],
+        }
+    }
+
+    pub(super) fn least(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NAN, f64::min)
+    }
+
+    pub(super) fn most(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NAN, f64::max)
+    }
+
+    /// `median (least–most)`.
+    pub(super) fn shown(&self, digits: usize) -> String {
+        let [median, least, most] = [self.median(), self.least(), self.most()].map(|value| figure(value, digits));
+        format!("{median} ({least}–{most})")
+    }
+}
+
+/// A number, or a dash where there is none.
+pub(super) fn figure(value: f64, digits: usize) -> String {
+    if value.is_finite() { format!("{value:.digits$}") } else { "–".to_owned() }
+}
+
+/// Something that is to hold.
+#[derive(Debug, Clone)]
+pub(super) struct Goal {
+    what: String,
+    limit: f64,
+    got: f64,
+    at_least: bool,
+}
+
+impl Goal {
+    /// `got` may be `limit` at the most.
+    pub(super) fn at_most(limit: f64, got: f64, what: impl Into<String>) -> Self {
+        Self { what: what.into(), limit, got, at_least: false }
+    }
+
+    /// `got` has to be `limit` at least.
+    pub(super) fn at_least(limit: f64, got: f64, what: impl Into<String>) -> Self {
+        Self { what: what.into(), limit, got, at_least: true }
+    }
+
+    fn verdict(&self) -> &'static str {
+        match (self.got.is_finite(), self.at_least) {
+            (false, _) => "not measured",
+            (true, true) if self.got >= self.limit => "met",
+            (true, false) if self.got <= self.limit => "met",
+            _ => "**not met**",
+        }
+    }
+
+    /// Its line in a table.
+    pub(super) fn row(&self) -> Vec<String> {
+        let sign = if self.at_least { "≥" } else { "≤" };
+        let digits = if self.limit < 10.0 { 2 } else { 0 };
+        vec![
+            self.what.clone(),
+            format!("{sign} {}", figure(self.limit, digits)),
+            figure(self.got, digits),
+            self.verdict().to_owned(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_few_samples() {
+        let samples = |values: &[f64]| Samples(values.to_vec());
+        assert!(samples(&[]).median().is_nan());
+        assert_eq!(samples(&[3.0, 1.0, 2.0]).shown(1), "2.0 (1.0–3.0)");
+        assert_eq!(samples(&[4.0, 1.0]).shown(1), "2.5 (1.0–4.0)");
+    }
+
+    #[test]
+    fn a_goal_that_was_not_measured_is_not_met() {
+        assert_eq!(Goal::at_most(1.0, f64::NAN, "x").row()[3], "not measured");
+        assert_eq!(Goal::at_most(1.0, 1.1, "x").row()[3], "**not met**");
+        assert_eq!(Goal::at_least(50.0, 51.0, "x").row(), ["x", "≥ 50", "51", "met"]);
+    }
+}
