@@ -17,7 +17,7 @@ use super::tunnel;
 use super::upstream::{Connection, NoResponse, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
 use crate::http::head::{self, ResponseHead};
-use crate::http::{Framing, Reject, RequestHead, Version};
+use crate::http::{Framing, Reject, RequestHead};
 use crate::reply::Failure;
 use crate::verdict::Permit;
 
@@ -329,7 +329,7 @@ impl Exchange<'_> {
             Err(broken) => {
                 record.error = Some(broken.to_string());
                 // By length or last chunk the client sees what is missing, and goes on from the last byte that it got.
-                let seen = plan.framing != Framing::UntilClose && self.head.version == Version::Http11;
+                let seen = plan.framing != Framing::UntilClose;
                 (if seen { Next::Cut } else { Next::Abort }, false)
             }
         }
