@@ -10,7 +10,7 @@ use xtask::lab::cmd::Cmd;
 
 use super::Crossed;
 use crate::support::http::Connection;
-use crate::support::packages::{NGINX, NODE, Need, REGISTRY};
+use crate::support::packages::{NGINX, NODE, REGISTRY};
 use crate::support::{Service, free_address, misses, scratch};
 
 /// Sent last, so that a log is known to be complete.
