@@ -2,13 +2,16 @@
 //! is a second gate, which lets anybody pull.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::hello::{Reply, Stub};
-use crate::support::http::get;
+use crate::support::http::{basic, get};
 use crate::support::pki::{Authority, Identity};
-use crate::support::{Gate, Serve, free_address, htpasswd, program, scratch};
+use crate::support::raw::read_all;
+use crate::support::{Gate, Serve, free_address, htpasswd, program, scratch, secure};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -37,10 +40,15 @@ fn inner(dir: &Path, upstream: &Gate, roots: &Path) -> Gate {
 
 /// The same with an admin listener.
 fn watched(dir: &Path, upstream: &Gate, roots: &Path, admin: Option<SocketAddr>) -> Gate {
+    before(dir, upstream.addr().port(), "registry", roots, admin)
+}
+
+/// The same before anything that listens on a port.
+fn before(dir: &Path, port: u16, kind: &str, roots: &Path, admin: Option<SocketAddr>) -> Gate {
     let config = dir.join("inner.toml");
     fs::write(&config, format!("upstream_ca = {roots:?}\n")).unwrap();
-    let serve = Serve::new(program()).unwrap().flag("--config", &config);
-    let url = format!("https://localhost:{}", upstream.addr().port());
+    let serve = Serve::new(program()).unwrap().flag("--config", &config).flag("--kind", kind);
+    let url = format!("https://localhost:{port}");
     let serve = admin.into_iter().fold(serve, Serve::admin);
     serve.flag("--backend", url).flag("--htpasswd", htpasswd(dir, LINE)).start().unwrap()
 }
@@ -108,4 +116,33 @@ fn an_auth_backend_behind_tls_is_checked_too() {
         assert_eq!(get(gate.addr(), TARGET, Some(CREDS)).unwrap().status, status, "{}", gate.log());
     }
     assert_eq!(registry.seen().len(), 1);
+}
+
+/// RFC 9112, section 9.8: without a close_notify the end of a connection may be an attacker's doing.
+#[test]
+fn an_end_that_was_not_announced_is_a_cut() {
+    let dir = scratch("https-end").unwrap();
+    let ca = authority(dir.path(), "right");
+    let identity = ca.issue("upstream", &["localhost"]).unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: {}\r\n\r\n", basic(CREDS));
+    for (fields, announced, whole) in [
+        ("", true, true),
+        ("", false, false),
+        ("Content-Length: 4\r\n", false, true),
+        ("Content-Length: 5\r\n", true, false),
+    ] {
+        let text: &str = format!("HTTP/1.1 200 OK\r\n{fields}Connection: close\r\n\r\nbody").leak();
+        let port = secure::answer(&identity, text, announced);
+        let gate = before(dir.path(), port, "http", &ca.cert, None);
+        let mut stream = TcpStream::connect(gate.addr()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let (got, _) = read_all(&mut stream);
+        let got = String::from_utf8(got).unwrap();
+        let (head, body) = got.split_once("\r\n\r\n").unwrap();
+        let complete =
+            if head.contains("Content-Length: 4") { body == "body" } else { body == "4\r\nbody\r\n0\r\n\r\n" };
+        assert!(got.starts_with("HTTP/1.1 200 ") && complete == whole, "{fields:?} {announced}: {got:?}");
+        assert_eq!(gate.says("reading the body: "), !whole, "{fields:?} {announced}: {}", gate.log());
+    }
 }
