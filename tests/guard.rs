@@ -6,6 +6,7 @@
 mod commands;
 mod events;
 mod frames;
+mod gates;
 mod judge;
 mod paths;
 mod wire;

@@ -1,7 +1,7 @@
 //! The guard's commands, each with what it does to a real kernel.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ use super::world::{BINARY, World, open};
 /// Far more than anything here takes; only a hang reaches it.
 const HANG: Duration = Duration::from_secs(60);
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Standard output of a command that must end with `code`.
 #[track_caller]
-fn told(output: &Output, code: i32) -> String {
+pub(super) fn told(output: &Output, code: i32) -> String {
     assert_eq!(output.status.code(), Some(code), "{}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
@@ -49,12 +49,24 @@ impl World {
         Command::new("ip").args(["-n", &self.space("in"), what]).output().unwrap().stdout
     }
 
-    fn policy(&self, command: &str, more: &str) -> String {
+    pub(super) fn policy(&self, command: &str, more: &str) -> String {
         format!("{command} --port {} --interface in0 {more}", self.port).trim_end().to_owned()
     }
 
     fn is_open(&self) -> bool {
         self.reach_as_nobody("in", "127.0.0.1", self.port).is_ok()
+    }
+
+    /// Kills the process that would roll a trial back.
+    fn kill_the_keeper(&self) {
+        let pin = self.pin.to_str().unwrap();
+        let keeper = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let words = text(&fs::read(entry.path().join("cmdline")).ok()?);
+            let is_keeper = words.contains("\0expire\0") && words.split('\0').any(|word| word == pin);
+            is_keeper.then(|| entry.file_name().to_str()?.parse::<i32>().ok()).flatten()
+        });
+        let keeper = Pid::from_raw(keeper.expect("a keeper")).unwrap();
+        kill_process(keeper, Signal::KILL).unwrap();
     }
 }
 
@@ -200,20 +212,32 @@ fn a_trial_of_a_first_policy_ends_though_its_keeper_is_killed() {
     };
     world.serve("in", world.port);
     world.enforce("--confirm-within 3s");
-    let pin = world.pin.to_str().unwrap().to_owned();
-    let keeper = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let words = text(&fs::read(entry.path().join("cmdline")).ok()?);
-        let is_keeper = words.contains("\0expire\0") && words.split('\0').any(|word| word == pin);
-        is_keeper.then(|| entry.file_name().to_str()?.parse::<i32>().ok()).flatten()
-    });
-    let keeper = Pid::from_raw(keeper.expect("a keeper")).unwrap();
-    kill_process(keeper, Signal::KILL).unwrap();
+    world.kill_the_keeper();
     until("the programs themselves let everybody in", || world.is_open());
     world.open_everywhere();
     let status = json(&world.guard("status --json"), 4);
     assert_eq!(status["state"], "lapsed");
     world.refused("confirm", "too late");
     assert!(!world.pin.exists());
+}
+
+#[test]
+fn the_agent_goes_back_where_the_keeper_cannot() {
+    let Some(world) = World::new("the_agent_goes_back_where_the_keeper_cannot") else {
+        return;
+    };
+    world.serve("in", world.port);
+    let agent = world.agent("--interface in0");
+    world.shut_from_inside();
+    told(&world.guard(&world.policy("enforce", "--no-local --confirm-within 2s")), 0);
+    world.kill_the_keeper();
+    assert!(world.is_open(), "the policy on trial leaves the inside alone");
+    until("the agent has rolled back", || !world.is_open());
+    assert_eq!(world.status()["generation"], 1, "{}", world.status());
+    assert_eq!(world.guard("confirm").status.code(), Some(3), "nothing to confirm");
+    let said = agent.stop();
+    assert!(said.contains("nobody confirmed"), "{said}");
+    world.shut_from_inside();
 }
 
 #[test]
@@ -432,93 +456,4 @@ fn the_file_says_what_flags_leave_open() {
     world.shut_from_inside();
     fs::write(&file, "[guard]\nports = 1\n").unwrap();
     world.refused(&format!("plan --config {}", file.display()), "did you mean");
-}
-
-/// A gate inside the guarded namespace, which becomes nobody.
-struct Serve {
-    child: Child,
-    admin: u16,
-    _dir: tempfile::TempDir,
-}
-
-fn serve_command(world: &World, require: bool) -> (Command, u16, tempfile::TempDir) {
-    let dir = crate::support::scratch("guard").unwrap();
-    let admin = world.port + 7;
-    fs::write(dir.path().join("users"), "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.\n").unwrap();
-    let text = format!(
-        "user = \"nobody\"\nworkers = 1\nadmin = \"127.0.0.1:{admin}\"\n\
-         [[listen]]\naddress = \"127.0.0.1:0\"\n[[site]]\nupstreams = [\"http://127.0.0.1:{}\"]\n\
-         [auth]\nhtpasswd = \"{}\"\n[guard]\npin = \"{}\"\nrequire = {require}\n",
-        world.port,
-        dir.path().join("users").display(),
-        world.pin.display()
-    );
-    let file = dir.path().join("gate.toml");
-    fs::write(&file, text).unwrap();
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{}", world.space("in"))).args([BINARY, "serve", "--config"]).arg(file);
-    (command, admin, dir)
-}
-
-impl Serve {
-    /// Starts it and waits until it is ready; returns what it has said.
-    fn start(world: &World) -> (Self, String) {
-        let (mut command, admin, dir) = serve_command(world, true);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut said = String::new();
-        while !said.contains("ready:") {
-            assert_ne!(lines.read_line(&mut said).unwrap(), 0, "{said}");
-        }
-        thread::spawn(move || io::copy(&mut lines, &mut io::sink()));
-        (Self { child, admin, _dir: dir }, said)
-    }
-
-    fn metrics(&self, world: &World) -> String {
-        let admin = SocketAddr::from(([127, 0, 0, 1], self.admin));
-        world.within("in", move || {
-            let mut stream = TcpStream::connect(admin).unwrap();
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer
-        })
-    }
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-#[test]
-fn serve_tells_of_the_guard_and_can_insist_on_one() {
-    let Some(world) = World::new("serve_tells_of_the_guard_and_can_insist_on_one") else {
-        return;
-    };
-    world.serve("in", world.port);
-    told(&world.guard(&world.policy("audit", "")), 0);
-    let (mut command, _, _dir) = serve_command(&world, true);
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("[guard] require: guard auditing"), "{}", text(&output.stderr));
-
-    told(&world.guard("enforce"), 0);
-    let (gate, said) = Serve::start(&world);
-    assert!(said.contains(&format!("guard enforced (policy 1): port {}", world.port)), "{said}");
-    let metrics = gate.metrics(&world);
-    assert!(metrics.contains("portcullis_guard_mode{mode=\"enforce\"} 1"), "{metrics}");
-    assert!(!metrics.contains("last_verify"), "{metrics}");
-    told(&world.guard("verify"), 0);
-    world.shut_from_outside();
-    let metrics = gate.metrics(&world);
-    assert!(metrics.contains("portcullis_guard_last_verify_success 1"), "{metrics}");
-    assert!(metrics.contains("portcullis_guard_last_verify_timestamp_seconds 1"), "{metrics}");
-    let dropped =
-        "portcullis_guard_packets_total{ring=\"xdp\",interface=\"in0\",reason=\"stranger\",verdict=\"refused\"} ";
-    assert!(metrics.contains(dropped) && !metrics.contains(&format!("{dropped}0\n")), "{metrics}");
-    world.guard("detach");
-    assert!(gate.metrics(&world).contains("portcullis_guard_mode{mode=\"absent\"} 1"));
 }

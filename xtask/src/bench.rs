@@ -19,6 +19,7 @@ use crate::workspace;
 
 mod blobs;
 mod growth;
+mod guard;
 mod handshakes;
 mod htpasswd;
 mod idle;
@@ -96,6 +97,8 @@ pub enum Name {
     Growth,
     /// Whole images by skopeo
     Pulls,
+    /// Packets that the guard drops or lets in, next to nftables
+    Guard,
 }
 
 /// What stands behind the proxies.
@@ -115,7 +118,7 @@ struct Outcome {
 
 type Bench = fn(&Args, &Path, &mut Noise) -> anyhow::Result<Outcome>;
 
-const BENCHES: [(Name, Bench); 9] = [
+const BENCHES: [(Name, Bench); 10] = [
     (Name::Requests, requests::run),
     (Name::Blobs, blobs::plain),
     (Name::Tls, blobs::tls),
@@ -125,9 +128,10 @@ const BENCHES: [(Name, Bench); 9] = [
     (Name::Idle, idle::run),
     (Name::Pulls, pulls::run),
     (Name::Growth, growth::run),
+    (Name::Guard, guard::run),
 ];
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 13] = [
     packages::REGISTRY,
     packages::SKOPEO,
     packages::NGINX,
@@ -138,6 +142,9 @@ const NEEDS: [Need; 10] = [
     packages::SETPRIV,
     packages::TASKSET,
     packages::IP,
+    packages::PYTHON,
+    packages::NFT,
+    packages::ETHTOOL,
 ];
 
 /// How long a bench may take to clean up once it was told to end.

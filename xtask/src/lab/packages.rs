@@ -46,6 +46,10 @@ pub const PYTHON: Need = need("python3", "python3", "runs the tests' peers that 
 pub const NGINX: Need = Need { units: &["nginx.service"], ..need("nginx", "nginx-light", "the peer of the benches") };
 /// Makes load.
 pub const WRK: Need = need("wrk", "wrk", "makes load for the benches");
+/// The packet filter next to the guard.
+pub const NFT: Need = need("nft", "nftables", "the guard's peer in the benches");
+/// Sets what network interfaces offload.
+pub const ETHTOOL: Need = need("ethtool", "ethtool", "prepares the cable that the guard is measured on");
 /// Keeps programs on processors of their own.
 pub const TASKSET: Need = need("taskset", "util-linux", "keeps programs on processors of their own");
 /// The loopback interface of an own network namespace.

@@ -22,6 +22,7 @@ use super::options::EnforceArgs;
 use super::pins::{Hook, Pinned, Pins};
 use super::policy::{Policy, present};
 use super::rings::{Change, require_free, run_generation};
+use super::trial::{self, Trial};
 use crate::edge::sys::privilege;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -129,6 +130,7 @@ impl<'a> Agent<'a> {
             }
             Err(error) => return Err(error),
         };
+        self.end_trial()?;
         let links = self.pins.links().context("cannot read the guard's links")?;
         let now = self.pins.newest().context("cannot read the guard's pins")?;
         let policy = now.map(|newest| loader::policy(&self.pins, newest)).transpose()?;
@@ -143,6 +145,15 @@ impl<'a> Agent<'a> {
         self.follow_interfaces(&here, &links);
         drop(lock);
         Ok(true)
+    }
+
+    /// Goes back where a trial is over and its keeper has been killed; to be called under the lock.
+    fn end_trial(&self) -> anyhow::Result<()> {
+        let under_way = Trial::read(&self.pins).context("cannot read the record of the trial")?;
+        if under_way.is_some() && trial::settle(&self.pins)?.is_none() {
+            eprintln!("portcullis: nobody confirmed the policy on trial in time: the former one is back");
+        }
+        Ok(())
     }
 
     /// Whether every ring of the policy stands, apart from those on interfaces that are gone.

@@ -8,7 +8,8 @@
 //!
 //! The keeper may be killed too. Where nothing was refused before, the programs in the kernel look at the clock and refuse
 //! nothing any more once the time is over: no process is needed to open. Where a former policy refused, the one on trial
-//! stays until the next guard command that changes something (`confirm` included), which rolls an overdue trial back first.
+//! stays until the agent looks next, or until the next guard command that changes something (`confirm` included): each rolls
+//! an overdue trial back first.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, BufReader, Write as _};

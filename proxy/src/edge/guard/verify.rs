@@ -30,6 +30,11 @@ impl Verdict {
         !self.probes.iter().any(|probe| matches!(probe.found, Found::Bad(_)))
     }
 
+    /// How many ways could not be tried, each for a reason that is shown.
+    fn untried(&self) -> usize {
+        self.probes.iter().filter(|probe| matches!(probe.found, Found::Untried(_))).count()
+    }
+
     /// The ways that are not as they should be, for people.
     pub(super) fn faults(&self) -> impl Iterator<Item = String> {
         self.probes.iter().filter_map(|probe| match &probe.found {
@@ -152,7 +157,8 @@ pub(super) fn verify(args: &ReadFlags) -> anyhow::Result<ExitCode> {
                 json!({"side": side, "way": way, "result": result, "found": what})
             })
             .collect();
-        writeln!(out, "{}", json!({"shut": verdict.holds(), "pin": pin.dir, "probes": probes}))?;
+        let (shut, untried) = (verdict.holds(), verdict.untried());
+        writeln!(out, "{}", json!({"shut": shut, "untried": untried, "pin": pin.dir, "probes": probes}))?;
     } else {
         let mut table = Table::new(&["side", "way", "result", "found"], &[]);
         for Probe { side, way, found } in &verdict.probes {
@@ -164,7 +170,11 @@ pub(super) fn verify(args: &ReadFlags) -> anyhow::Result<ExitCode> {
             writeln!(out, "NOT AS IT SHOULD BE  {fault}")?;
         }
         if verdict.holds() {
-            writeln!(out, "every way in is shut, and the gate's own is open")?;
+            let but = match verdict.untried() {
+                0 => String::new(),
+                n => format!(" (but for {n} that could not be tried)"),
+            };
+            writeln!(out, "every way in is shut{but}, and the gate's own is open")?;
         }
     }
     Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::from(BROKEN) })
