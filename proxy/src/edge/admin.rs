@@ -1,9 +1,11 @@
 //! The admin listener: is the gate alive, is it ready, what has it counted. On its own port, never the data port, and on
 //! a thread of its own: it answers when the workers are busy.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +18,14 @@ use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
 use super::worker::Shared;
+use ready::Readiness;
+
+mod page;
+mod ready;
+
+/// The names of [`super::telemetry::Counters::exchanges`] and of its verdicts.
+const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+const SOURCES: [&str; 7] = ["policy", "cache", "flight", "asked", "throttle", "stale", "certificate"];
 
 /// Where it listens unless told otherwise.
 pub(super) const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
@@ -47,16 +57,22 @@ pub fn bind(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> 
 pub fn start(listener: Option<TcpListener>, shared: Arc<Shared>, driver: DriverKind) -> anyhow::Result<()> {
     let Some(listener) = listener else { return Ok(()) };
     let serve = move || {
+        let readiness = Arc::new(Readiness::default());
         for stream in listener.incoming().flatten() {
             // One caller after the other, each with a deadline: nobody can use up more than this one thread.
-            let _ = answer(stream, &shared, driver);
+            let _ = answer(stream, &shared, driver, &readiness);
         }
     };
     std::thread::Builder::new().name("admin".to_owned()).spawn(serve).context("cannot start the admin thread")?;
     Ok(())
 }
 
-fn answer(mut stream: TcpStream, shared: &Shared, driver: DriverKind) -> io::Result<()> {
+fn answer(
+    mut stream: TcpStream,
+    shared: &Arc<Shared>,
+    driver: DriverKind,
+    readiness: &Arc<Readiness>,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = Vec::new();
@@ -74,20 +90,51 @@ fn answer(mut stream: TcpStream, shared: &Shared, driver: DriverKind) -> io::Res
     }
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
     let target = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|&b| b == b' ').next());
+    // Scrapers may come from elsewhere and by a name; on the loopback interface a name is one that was rebound.
+    let local = stream.local_addr().is_ok_and(|own| own.ip().to_canonical().is_loopback());
+    let private = match target {
+        Some(b"/" | b"/status.json") => true,
+        Some(b"/metrics" | b"/readyz") => local,
+        _ => false,
+    };
+    if private && !revoke::calls_an_address(&head) {
+        let why = "call the admin listener by its address, not by a name\n";
+        return reply(&mut stream, "403 Forbidden", "text/plain", why);
+    }
     let (status, kind, body) = match target {
+        Some(b"/") => return reply(&mut stream, "200 OK", "text/html; charset=utf-8", page::HTML),
+        Some(b"/status.json") => ("200 OK", "application/json", page::status(shared, driver)),
+        Some(b"/readyz") => return answer_readiness(stream, Arc::clone(shared), Arc::clone(readiness)),
         Some(b"/healthz") => ("200 OK", "text/plain", "ok\n".to_owned()),
         Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(shared, driver)),
-        Some(_) => ("404 Not Found", "text/plain", "here are /healthz, /metrics and POST /revoke\n".to_owned()),
+        Some(_) => {
+            let here = "here are /, /healthz, /readyz, /metrics, /status.json and POST /revoke\n";
+            ("404 Not Found", "text/plain", here.to_owned())
+        }
         None => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
     };
     reply(&mut stream, status, kind, &body)
 }
 
+/// On a thread of its own, so that a silent upstream does not keep `/healthz` waiting.
+fn answer_readiness(mut stream: TcpStream, shared: Arc<Shared>, readiness: Arc<Readiness>) -> io::Result<()> {
+    let ask = move || {
+        let failures = readiness.failures(&shared);
+        let status = if failures.is_empty() { "200 OK" } else { "503 Service Unavailable" };
+        let body = if failures.is_empty() { "ready\n".to_owned() } else { failures.join("\n") + "\n" };
+        let _ = reply(&mut stream, status, "text/plain", &body);
+    };
+    std::thread::Builder::new().name("readiness".to_owned()).spawn(ask).map(drop)
+}
+
 fn reply(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::Result<()> {
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\
+         Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
+         Cross-Origin-Resource-Policy: same-origin\r\nContent-Security-Policy: {}\r\n\r\n{body}",
+        body.len(),
+        page::security_policy(),
     )
 }
 
@@ -104,12 +151,10 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     };
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let plain = |value: u64| vec![(String::new(), value)];
-    let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     let exchanges: Vec<_> =
-        classes.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
-    let sources = ["policy", "cache", "flight", "asked", "throttle", "stale", "certificate"];
+        STATUSES.iter().zip(&counters.exchanges).map(|(c, n)| (format!("{{status=\"{c}\"}}"), load(n))).collect();
     let verdicts: Vec<_> =
-        sources.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
+        SOURCES.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
     let bytes = [
         ("{path=\"splice\"}".to_owned(), load(&counters.bytes_spliced)),
         ("{path=\"copy\"}".to_owned(), load(&counters.bytes_copied)),
@@ -138,7 +183,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
         ("{result=\"failed\"}".to_owned(), load(&tls.renewal_failed)),
     ];
     family("portcullis_certificate_renewals_total", "counter", "Changed certificates by what became.", &renewals);
-    let ends = certificate_ends(shared);
+    let ends = certificate_samples(shared);
     family("portcullis_certificate_expiry_timestamp_seconds", "gauge", "The end of each certificate.", &ends);
     let refused = plain(load(&counters.proxy_refused));
     let help = "Connections closed for a PROXY header that was missing, malformed or late.";
@@ -152,12 +197,14 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     out
 }
 
-/// One sample for each file, however many listeners use it.
-fn certificate_ends(shared: &Shared) -> Vec<(String, u64)> {
-    let all = shared.tls.iter().flat_map(|server| server.expiries());
-    let ends: std::collections::BTreeMap<_, _> = all.map(|expiry| (expiry.path, expiry.at)).collect();
-    let label = |path: &std::path::Path| {
-        path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-    };
+/// The end of each file's certificate, however many listeners use it.
+fn certificate_ends(shared: &Shared) -> BTreeMap<PathBuf, u64> {
+    shared.tls.iter().flat_map(|server| server.expiries()).map(|expiry| (expiry.path, expiry.at)).collect()
+}
+
+fn certificate_samples(shared: &Shared) -> Vec<(String, u64)> {
+    let label =
+        |path: &Path| path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let ends = certificate_ends(shared);
     ends.iter().map(|(path, at)| (format!("{{certificate=\"{}\"}}", label(path)), *at)).collect()
 }

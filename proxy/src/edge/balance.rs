@@ -290,6 +290,23 @@ impl Drop for Lease<'_> {
 /// A further label and the value under it.
 type Sample = (&'static str, fn(&Upstream) -> u64);
 
+/// What the status page shows of each.
+pub fn status(sites: &[Site]) -> Vec<serde_json::Value> {
+    let all = sites.iter().flat_map(|site| site.upstreams.iter().map(move |one| (site, one)));
+    let show = |(site, one): (&Site, &Arc<Upstream>)| {
+        serde_json::json!({
+            "site": site.hosts.first().map_or("default", String::as_str),
+            "url": one.service.url.as_ref() as &str,
+            "up": one.up.load(Ordering::Relaxed),
+            "requests": one.total(|tally| &tally.requests),
+            "failures": one.total(|tally| &tally.failures),
+            "busy": one.total(|tally| &tally.busy),
+            "idle": one.total(|tally| &tally.idle),
+        })
+    };
+    all.map(show).collect()
+}
+
 /// Appends what is counted of all upstreams in Prometheus' text format.
 pub fn metrics(sites: &[Site], out: &mut String) {
     let mut family = |name: &str, kind: &str, help: &str, state: &[Sample]| {

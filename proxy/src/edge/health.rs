@@ -62,7 +62,7 @@ async fn keep_checking(shared: Arc<Shared>, upstream: Arc<Upstream>, pool: Pool,
 
 /// A registry has to know its own API, with or without a login of its own; of another service nothing can be asked but a
 /// connection.
-async fn check(pool: &Pool, kind: Kind) -> Result<(), String> {
+pub async fn check(pool: &Pool, kind: Kind) -> Result<(), String> {
     let mut connection = pool.connect().await.map_err(|error| format!("connecting: {error}"))?;
     if kind == Kind::Http {
         return Ok(());

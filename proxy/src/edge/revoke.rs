@@ -100,6 +100,10 @@ impl<'h> Request<'h> {
         let text = std::str::from_utf8(head).ok()?;
         let mut lines = text.split("\r\n");
         let target = lines.next()?.strip_prefix("POST ")?.split(' ').next()?;
+        Some(Self::with(target, lines))
+    }
+
+    fn with(target: &'h str, lines: impl Iterator<Item = &'h str>) -> Self {
         let mut request = Self { target, host: None, word: None };
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("host") {
@@ -108,8 +112,14 @@ impl<'h> Request<'h> {
                 request.word = Some(value.trim());
             }
         }
-        Some(request)
+        request
     }
+}
+
+/// Whether a head names this machine by an address, as no page that has rebound its own name can.
+pub fn calls_an_address(head: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(head);
+    Request::with("", text.split("\r\n").skip(1)).host.is_some_and(is_address)
 }
 
 /// Does what is asked, and says so: a status and a text. `local`: it was asked from this machine.

@@ -80,7 +80,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn worker_count(config: &Config) -> usize {
+pub(super) fn worker_count(config: &Config) -> usize {
     match config.workers {
         0 => thread::available_parallelism().map_or(1, Into::into),
         n => n,

@@ -61,6 +61,20 @@ impl Metrics {
         Ok(Some(Self { counters: loader::counter_map(pins)?, standing }))
     }
 
+    /// What the guard does now: `enforce`, `audit` or `absent`.
+    pub fn mode(&self) -> &'static str {
+        Standing::read(&self.standing).unwrap_or_default().mode()
+    }
+
+    /// All that it has refused.
+    pub fn refused(&self) -> u64 {
+        let counts = self.counters.iter().flatten().filter_map(|(key, values)| {
+            let refused = Tally::from_bytes(key).is_some_and(|tally| !tally.reason.passes());
+            refused.then(|| values.iter().sum::<u64>())
+        });
+        counts.sum()
+    }
+
     /// The families as they are now.
     pub fn families(&self) -> Vec<Family> {
         let names = Netlink::open(None).and_then(|mut netlink| interfaces(&mut netlink)).unwrap_or_default();
