@@ -27,6 +27,7 @@ mod round_trip;
 mod secrets;
 mod smuggling;
 mod soak;
+mod status;
 mod supply_chain;
 mod support;
 mod throttle;

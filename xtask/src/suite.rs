@@ -36,7 +36,7 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Peers whose opinion some tests want.
-const PEERS: [Need; 3] = [packages::NGINX, packages::HAPROXY, packages::NODE];
+const PEERS: [Need; 4] = [packages::NGINX, packages::HAPROXY, packages::NODE, packages::CHROMIUM];
 
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
 const CLIENTS: [Need; 5] =

@@ -14,6 +14,7 @@ use anyhow::{Context as _, anyhow};
 
 use super::balance;
 use super::guard::metrics::Metrics;
+use super::requests::{SOURCES, STATUSES};
 use super::revoke;
 use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
@@ -22,10 +23,6 @@ use ready::Readiness;
 
 mod page;
 mod ready;
-
-/// The names of [`super::telemetry::Counters::exchanges`] and of its verdicts.
-const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-const SOURCES: [&str; 7] = ["policy", "cache", "flight", "asked", "throttle", "stale", "certificate"];
 
 /// Where it listens unless told otherwise.
 pub(super) const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
@@ -194,6 +191,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
         family(name, kind, help, &samples);
     }
     balance::metrics(&shared.sites, &mut out);
+    counters.requests.metrics(&mut out);
     out
 }
 

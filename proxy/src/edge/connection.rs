@@ -184,6 +184,7 @@ impl Client<'_> {
             Ok(plan) => plan,
             Err((failure, oci)) => return self.refuse(&failure, oci, head, Body::Unread, read, record).await,
         };
+        record.endpoint = Some(plan.endpoint);
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),
@@ -331,6 +332,7 @@ impl Client<'_> {
     fn log(&self, mut record: Record) {
         let shared = &self.worker.shared;
         Counters::add(&shared.counters.exchanges[usize::from(record.status / 100).min(5)], 1);
+        self.worker.requests.count(&record);
         if shared.log.is_on() {
             record.peer = Some(self.peer);
             record.tls = self.stream.tls_version();

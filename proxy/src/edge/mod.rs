@@ -32,6 +32,7 @@ pub mod names;
 pub mod origins;
 pub mod plan;
 pub mod relay;
+pub mod requests;
 pub mod revoke;
 pub mod server;
 pub mod stream;

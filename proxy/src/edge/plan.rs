@@ -23,6 +23,8 @@ pub struct Plan {
     accesses: Vec<Access>,
     /// The API root, where clients find out how to log in.
     pub is_base: bool,
+    /// The kind of endpoint, in a word.
+    pub endpoint: &'static str,
     /// The content of a blob.
     pub is_blob: bool,
     /// Answer in the registry's own language.
@@ -40,7 +42,8 @@ impl Plan {
         if kind == Kind::Http {
             let (target, accesses) = (head.target.to_owned(), Vec::new());
             let (is_base, is_blob) = (false, false);
-            return Ok(Self { site, kind, target, target_without_mount: None, accesses, is_base, is_blob, oci: false });
+            let (endpoint, target_without_mount, oci) = ("http", None, false);
+            return Ok(Self { site, kind, target, target_without_mount, accesses, is_base, endpoint, is_blob, oci });
         }
         if head.upgrade {
             let reject = Reject::Malformed("Connection names a field other than close, keep-alive or TE");
@@ -56,6 +59,7 @@ impl Plan {
             site,
             kind,
             target_without_mount,
+            endpoint: classified.endpoint.as_str(),
             is_base: classified.endpoint == Endpoint::Base,
             is_blob: head.method == "GET" && matches!(classified.endpoint, Endpoint::Blob { .. }),
             target: classified.target,

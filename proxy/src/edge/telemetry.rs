@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use super::requests;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
@@ -26,6 +27,8 @@ pub struct Counters {
     pub exchanges: [AtomicU64; 6],
     /// Verdicts by source: policy, cache, flight, asked, throttle, stale, certificate.
     pub verdicts: [AtomicU64; 7],
+    /// Requests, as each worker counts them.
+    pub requests: requests::All,
     /// TLS handshakes and renewals.
     pub tls: Tally,
     /// Connections closed for a PROXY header that was missing, malformed or late.
@@ -64,6 +67,8 @@ pub struct Record {
     pub method: String,
     /// The target, without what a query may hold in secret.
     pub target: String,
+    /// The kind of endpoint that was asked for, once known.
+    pub endpoint: Option<&'static str>,
     /// The user, once known.
     pub user: Option<String>,
     /// The rule that granted it, from 1.

@@ -16,6 +16,7 @@ use super::guard::metrics::Metrics;
 use super::guard::vouch::Voucher;
 use super::listener::{self, Bound};
 use super::relay::Mover;
+use super::requests::Requests;
 use super::sys::driver::Driver;
 use super::sys::pipe;
 use super::telemetry::{Counters, Log};
@@ -77,6 +78,8 @@ pub struct Shared {
 pub struct Worker {
     /// What it shares with the others.
     pub shared: Arc<Shared>,
+    /// The requests that it has counted.
+    pub requests: Arc<Requests>,
     /// The deadlines of its sockets.
     pub watch: Rc<Watch>,
     /// How it moves bodies.
@@ -107,7 +110,8 @@ impl Worker {
             threshold: config.blobs.splice_threshold,
             buffers: Buffers::new(config.blobs.buffer),
         };
-        Rc::new(Self { watch, mover, upstreams, backend, shared: Arc::clone(shared) })
+        let requests = shared.counters.requests.join();
+        Rc::new(Self { requests, watch, mover, upstreams, backend, shared: Arc::clone(shared) })
     }
 
     async fn sweep(self: Rc<Self>) {

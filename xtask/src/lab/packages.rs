@@ -79,6 +79,8 @@ pub const UNSHARE: Need = need("unshare", "util-linux", "makes namespaces");
 /// A balancer that speaks the PROXY protocol.
 pub const HAPROXY: Need =
     Need { units: &["haproxy.service"], ..need("haproxy", "haproxy", "a balancer that speaks the PROXY protocol") };
+/// A browser, without a window.
+pub const CHROMIUM: Need = need("chromium", "chromium", "a browser that reads the status page");
 /// Reads requests as another independent server does.
 pub const NODE: Need = need("node", "nodejs", "another server that reads what the gate sends");
 /// Builds the Debian package.

@@ -9,16 +9,17 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{SOURCES, STATUSES, certificate_ends};
+use super::certificate_ends;
+use crate::edge::requests::{SOURCES, STATUSES};
 use crate::edge::sys::driver::Kind as DriverKind;
 use crate::edge::worker::Shared;
 use crate::edge::{balance, server};
 
 /// The page.
-pub const HTML: &str = include_str!("page.html");
+pub(super) const HTML: &str = include_str!("page.html");
 
 /// What a browser may do with it: run its one script, use its one style sheet, and ask this listener.
-pub fn security_policy() -> &'static str {
+pub(super) fn security_policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let (script, style) = (fingerprint("script"), fingerprint("style"));
         format!(
@@ -36,7 +37,7 @@ fn fingerprint(element: &str) -> String {
 }
 
 /// The numbers of the page, as JSON.
-pub fn status(shared: &Shared, driver: DriverKind) -> String {
+pub(super) fn status(shared: &Shared, driver: DriverKind) -> String {
     let counters = &shared.counters;
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let table = |names: &[&str], counts: &[AtomicU64]| -> Map<String, Value> {

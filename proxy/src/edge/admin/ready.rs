@@ -26,14 +26,14 @@ const CALLERS: usize = 16;
 
 /// The callers' turns, and the last answer.
 #[derive(Debug, Default)]
-pub struct Readiness {
+pub(super) struct Readiness {
     callers: AtomicUsize,
     last: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Readiness {
     /// One line for each part that fails; none: it is ready.
-    pub fn failures(&self, shared: &Shared) -> Vec<String> {
+    pub(super) fn failures(&self, shared: &Shared) -> Vec<String> {
         let waiting = self.callers.fetch_add(1, Ordering::Relaxed);
         let failures =
             if waiting < CALLERS { self.ask(shared) } else { vec!["too many ask at once; ask again".to_owned()] };
