@@ -237,7 +237,8 @@ impl Gate {
             Ok(attempt) => attempt,
             Err(retry_after) => return (Answer::Throttled { retry_after }, Source::Throttle),
         };
-        let (answer, source) = self.fly(key, question, ask, backend).await;
+        // In a box of its own: most answers are remembered, and need none of its room.
+        let (answer, source) = Box::pin(self.fly(key, question, ask, backend)).await;
         attempt.end(&answer, self.now());
         (answer, source)
     }
