@@ -72,6 +72,16 @@ impl Server {
         self.client_ca.is_some()
     }
 
+    /// The file of the authorities that clients are asked for.
+    pub fn client_ca(&self) -> Option<&Path> {
+        self.client_ca.as_deref()
+    }
+
+    /// The certificates and keys that it was made with, by their files.
+    pub fn identities(&self) -> &[TlsIdentity] {
+        &self.identities
+    }
+
     /// Until when its certificates hold.
     pub fn expiries(&self) -> Vec<Expiry> {
         let loaded = self.loaded();
