@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,7 @@ fn build(
             refuses_credentials: configured.exposes_credentials() && !config.allow_plaintext_credentials,
             redirect: configured.redirect.clone(),
             sockets: workers,
+            open: Mutex::new(workers),
         };
         let (sockets, inherited) = match old {
             Some(_) => (Vec::new(), false),

@@ -30,20 +30,48 @@ pub fn inherited() -> anyhow::Result<Vec<(SocketAddr, OwnedFd)>> {
     Ok(found)
 }
 
-/// Has the kernel send all that is new on the address of `ours`, one of `sockets` of this process, to the sockets of the
-/// gates that were started after it. Says whether there is any.
+/// The sockets of the gates that were started after this one on the same address.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Successors(u32);
+
+/// Has the kernel send all that is new on the address of `ours`, one of `sockets` of this process, to the gates that were
+/// started after it.
 ///
 /// # Errors
 /// When the kernel's tables cannot be read, or it refuses.
-pub fn to_successors(ours: BorrowedFd<'_>, sockets: usize) -> io::Result<bool> {
+pub fn to_successors(ours: BorrowedFd<'_>, sockets: usize) -> io::Result<Successors> {
     let address: SocketAddr = getsockname(ours)?.try_into()?;
-    let (ours_number, all) = (u32::try_from(sockets), u32::try_from(listening(address)?));
-    let (Ok(sockets), Ok(all)) = (ours_number, all) else { return Ok(false) };
+    let (sockets, all) = (number(sockets), number(listening(address)?));
     if all <= sockets {
-        return Ok(false);
+        return Ok(Successors(0));
     }
     inherited::steer(ours, sockets, all - sockets)?;
-    Ok(true)
+    Ok(Successors(all - sockets))
+}
+
+impl Successors {
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self.0 > 0
+    }
+
+    /// Prepares for one of this process's `left` sockets to go. The kernel then moves its last socket, one of a successor,
+    /// to the place of the one that went. So there is one place that is a successor's before and after, but when the last of
+    /// ours goes: then it has to be one that is nobody's after, and the kernel chooses by itself again.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn before_one_of(self, left: usize, ours: BorrowedFd<'_>) -> io::Result<()> {
+        match (self.0, number(left)) {
+            (0, _) => Ok(()),
+            (successors, 0 | 1) => inherited::steer(ours, successors, 1),
+            (successors, left) => inherited::steer(ours, left + successors - 2, 1),
+        }
+    }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// How many sockets listen on exactly this address.

@@ -3,19 +3,20 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
+use rustix::net::Shutdown;
 
 use super::connection;
-use super::handover;
-use super::sys::socket::Socket;
+use super::handover::{self, Successors};
+use super::sys::socket::{Socket, stop_raw};
 use super::telemetry::Counters;
 use super::tls::Server;
 use super::worker::Home;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub redirect: Option<String>,
     /// How many sockets this process has there.
     pub sockets: usize,
+    /// Of them, those that are open.
+    pub open: Mutex<usize>,
 }
 
 /// What holds for the connections of one address now.
@@ -65,7 +68,7 @@ pub struct Listener {
     socket: Rc<Socket>,
     inherited: bool,
     door: Rc<Door>,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Successors>,
     finished: oneshot::Receiver<()>,
 }
 
@@ -100,29 +103,48 @@ impl Listener {
         *self.door.0.borrow_mut() = Arc::clone(settings);
     }
 
-    /// Where a gate beside this one listens on the same address, sends it all that is new from now on. Says whether there is
-    /// one.
-    pub fn hand_over(&self) -> bool {
-        !self.inherited && handover::to_successors(self.socket.as_fd(), self.door.settings().sockets).unwrap_or(false)
+    /// Where a gate beside this one listens on the same address, sends it all that is new from now on.
+    pub fn hand_over(&self) -> Successors {
+        if self.inherited {
+            return Successors::default();
+        }
+        handover::to_successors(self.socket.as_fd(), self.door.settings().sockets).unwrap_or_default()
     }
 
     /// Ends accepting, with what the kernel has completed before: a connection in the queue of a socket that is closed would
     /// be reset.
-    pub async fn stop(self) {
+    pub async fn stop(self, successors: Successors) {
         drop(self.socket);
-        let _ = self.stop.send(());
+        let _ = self.stop.send(successors);
         let _ = self.finished.await;
     }
 }
 
 /// Accepts for a worker until the listener is stopped. Connections above the limit are closed at once: the kernel would
 /// otherwise keep them waiting in a queue that nobody serves.
-async fn accept(home: Rc<Home>, socket: Rc<Socket>, inherited: bool, door: Rc<Door>, stopped: oneshot::Receiver<()>) {
+async fn accept(
+    home: Rc<Home>,
+    socket: Rc<Socket>,
+    inherited: bool,
+    door: Rc<Door>,
+    stopped: oneshot::Receiver<Successors>,
+) {
     let serve = accept_all(&socket, |fd, peer| admit(&home, &door, fd, peer));
-    select(pin!(serve), stopped).await;
+    let successors = match select(pin!(serve), stopped).await {
+        Either::Right((Ok(successors), _)) => successors,
+        _ => Successors::default(),
+    };
     // The queue of the service manager's socket is for whoever comes after this process.
-    while !inherited && let Some(accepted) = next_in_queue(&socket) {
-        accepted.into_iter().for_each(|(fd, peer)| admit(&home, &door, fd, peer));
+    if !inherited {
+        let settings = door.settings();
+        let mut open = settings.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // One socket after the other: each that goes changes the kernel's numbers of those that stay.
+        let _ = successors.before_one_of(*open, socket.as_fd());
+        while let Some(accepted) = next_in_queue(&socket) {
+            accepted.into_iter().for_each(|(fd, peer)| admit(&home, &door, fd, peer));
+        }
+        stop_raw(socket.as_fd().as_raw_fd(), Shutdown::Both);
+        *open = open.saturating_sub(1);
     }
 }
 

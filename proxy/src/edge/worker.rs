@@ -16,6 +16,7 @@ use super::buffers::Buffers;
 use super::gate::{Backend, Gate};
 use super::guard::metrics::Metrics;
 use super::guard::vouch::Voucher;
+use super::handover::Successors;
 use super::listener::{Bound, Listener, Settings};
 use super::relay::Mover;
 use super::sys::driver::Driver;
@@ -250,11 +251,13 @@ impl Doors {
 
     /// Closes all. What is on its way to them while another gate takes over is still taken in.
     async fn leave(&mut self) {
-        let successors = self.0.iter().filter(|(_, listener)| listener.hand_over()).count();
-        if successors > 0 {
+        let leaving: Vec<_> = self.0.drain(..).map(|(_, listener)| (listener.hand_over(), listener)).collect();
+        if leaving.iter().any(|(successors, _)| successors.any()) {
             monoio::time::sleep(HAND_OVER).await;
         }
-        self.keep(&[]).await;
+        for (successors, listener) in leaving {
+            listener.stop(successors).await;
+        }
     }
 
     /// Tells those that stay what holds now, and closes the others.
@@ -266,7 +269,7 @@ impl Doors {
                     listener.set(settings);
                     kept.push((address, listener));
                 }
-                None => listener.stop().await,
+                None => listener.stop(Successors::default()).await,
             }
         }
         self.0 = kept;
