@@ -198,6 +198,17 @@ idle_timeout = 60
 }
 
 #[test]
+fn the_reference_is_a_file_that_says_nothing() {
+    let room = Room::new();
+    let reference = room.run("check --reference", &[]);
+    reference.succeeds_with(&["# [[listen]]", "# allow_ttl = ", "# idle_timeout = \"1m\"", "# [groups]"]);
+    room.write("gate.toml", &reference.stdout).write("users", USERS);
+    let words = "check --config gate.toml --htpasswd users --backend http://127.0.0.1:5000";
+    room.run(words, &[]).succeeds_with(&["configuration is valid"]);
+    room.run("check --reference --config gate.toml", &[]).fails_with(2, &["cannot be used with"]);
+}
+
+#[test]
 fn a_backend_without_a_scheme_shows_the_right_form() {
     let room = Room::new();
     room.write("users", USERS);

@@ -45,7 +45,7 @@ pub enum Command {
     /// Takes the same flags and variables as `serve`, reads certificates, keys and the htpasswd file, and reports
     /// every error at once. Exit code 0: valid; 1: not.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(ServeArgs),
+    Check(CheckArgs),
     /// Explain what the gate would answer to a user's request, and why
     Explain(ExplainArgs),
     /// Run the small stand-alone Basic auth service
@@ -86,7 +86,8 @@ Examples:
 
 const CHECK_EXAMPLES: &str = "\
 Example:
-  portcullis check --config /etc/portcullis/portcullis.toml";
+  portcullis check --config /etc/portcullis/portcullis.toml
+  portcullis check --reference";
 
 const AUTH_SERVICE_EXAMPLES: &str = "\
 Example:
@@ -203,6 +204,18 @@ impl ServeArgs {
             ktls: flags.ktls,
         }
     }
+}
+
+/// Flags of `check`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// Print a file with every key, its default and what it means, all commented out; check nothing
+    #[arg(long, exclusive = true)]
+    pub reference: bool,
+
+    /// Those of `serve`
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `auth-service`.

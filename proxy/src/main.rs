@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use portcullis::cli::{Cli, Command, ServeArgs};
+use portcullis::cli::{CheckArgs, Cli, Command, ServeArgs};
 use portcullis::config::{self, Config};
 use portcullis::edge::{self, explain::ExplainArgs};
 use portcullis::manual;
@@ -45,14 +45,21 @@ fn serve(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
     report(edge::server::run(load_config(args)?, load, args.take_over))
 }
 
-fn check(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
-    let config = load_config(args)?;
+fn check(args: &CheckArgs) -> Result<ExitCode, Vec<String>> {
+    if args.reference {
+        return print(&config::reference());
+    }
+    let config = load_config(&args.serve)?;
     let errors = edge::reload::inspect(&config);
     if !errors.is_empty() {
         return Err(errors);
     }
-    write!(std::io::stdout().lock(), "configuration is valid: {}", config.summary())
-        .map_err(|error| vec![format!("standard output: {error}")])?;
+    print(&format!("configuration is valid: {}", config.summary()))
+}
+
+fn print(text: &str) -> Result<ExitCode, Vec<String>> {
+    let printed = std::io::stdout().lock().write_all(text.as_bytes());
+    printed.map_err(|error| vec![format!("standard output: {error}")])?;
     Ok(ExitCode::SUCCESS)
 }
 
