@@ -122,7 +122,8 @@ pub fn reference() -> String {
             let _ = writeln!(out, "# {line:<34} # {said}");
         }
     }
-    out.push_str("\n# Groups of users, for `who` of the rules. Names are free.\n# [groups]\n# ci = [\"builder-1\", \"builder-2\"]\n");
+    out.push_str("\n# Groups of users, for `who` of the rules. Names are free.\n# [groups]\n");
+    out.push_str("# ci = [\"builder-1\", \"builder-2\"]\n");
     out
 }
 
