@@ -52,8 +52,8 @@ fn client(number: usize, addr: SocketAddr, tally: &Tally) {
 }
 
 /// Starts a second gate beside the first, then ends the first.
-fn swap(room: &Room, old: Running) -> Running {
-    let new = room.run(room.serve().arg("--take-over"));
+fn swap(room: &Room, old: Running, workers: u64) -> Running {
+    let new = room.run(room.serve().args(["--take-over", "--workers", &workers.to_string()]));
     signal(&old, "TERM");
     let mut old = old;
     wait_for("the old gate has ended", || old.exited().is_some());
@@ -84,7 +84,8 @@ fn reloads_and_changes_of_the_gate_lose_no_request() {
     for step in 0..steps {
         reached(step);
         if (step + 1) % (steps / swaps) == 0 && (step + 1) / (steps / swaps) <= swaps {
-            gate = swap(&room, gate);
+            // As many sockets as before, or fewer, or more.
+            gate = swap(&room, gate, 2 + step % 3);
         } else {
             room.configure(&format!(
                 "[limits]\nidle_timeout = \"{}s\"\n[verdicts]\nallow_ttl = \"{}s\"\n",

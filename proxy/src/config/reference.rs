@@ -25,9 +25,6 @@ const TABLES: [(&str, &str, &str); 9] = [
     ("guard", "[guard]", "The guard that this gate works with, and what `portcullis guard` does without flags."),
 ];
 
-/// Contract without code yet: named as such by an error of its own.
-const NOT_BUILT: [&str; 1] = ["limits.manifest_bytes"];
-
 /// Keys with a value and a line; an empty value is printed from the default.
 const KEYS: [(&str, &str, &str); 67] = [
     ("workers", "0", "worker threads; 0: one for each core"),
@@ -179,6 +176,9 @@ mod tests {
 
     use super::super::{Overrides, resolve};
     use super::*;
+
+    /// Contract without code yet: named as such by an error of its own.
+    const NOT_BUILT: [&str; 1] = ["limits.manifest_bytes"];
 
     fn nobody(_: &str) -> Option<String> {
         None

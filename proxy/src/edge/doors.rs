@@ -42,7 +42,7 @@ pub fn open(config: &Config, workers: usize, beside: bool) -> anyhow::Result<Ope
         let (ours, others) = std::mem::take(&mut passed).into_iter().partition(|(at, _)| at == address);
         passed = others;
         if !ours.is_empty() {
-            return Ok((share(ours, workers)?, true));
+            return Ok((share(&ours, workers)?, true));
         }
         Ok((bind(address, workers, beside)?, false))
     })?;
@@ -102,8 +102,9 @@ fn build(
                 .map_err(|error| anyhow!("cannot listen on {}: {}", configured.address, bind_problem(&error)))?,
         };
         let settings = Arc::new(settings);
-        for (worker, fd) in opened.sockets.iter_mut().zip(sockets) {
-            worker.push(Bound { fd, inherited, settings: Arc::clone(&settings) });
+        for (n, fd) in sockets.into_iter().enumerate() {
+            // More sockets than workers may be passed; none may be left without one.
+            opened.sockets[n % workers].push(Bound { fd, inherited, settings: Arc::clone(&settings) });
         }
         opened.doors.push(Door { configured: configured.clone(), settings });
     }
@@ -121,7 +122,7 @@ fn tls(configured: &Listener, old: Option<&Door>) -> anyhow::Result<Option<Arc<S
 }
 
 /// The service manager's sockets for every worker: several may wait for one socket, and one of them gets a connection.
-fn share(passed: Vec<(SocketAddr, OwnedFd)>, workers: usize) -> io::Result<Vec<OwnedFd>> {
+fn share(passed: &[(SocketAddr, OwnedFd)], workers: usize) -> io::Result<Vec<OwnedFd>> {
     passed.iter().cycle().take(workers.max(passed.len())).map(|(_, fd)| fd.try_clone()).collect()
 }
 

@@ -228,6 +228,8 @@ pub fn run(driver: &mut Driver, shared: Arc<Shared>, bound: Vec<Bound>, mut orde
                 Order::Drain => break,
             }
         }
+        // Whoever still asks is not kept waiting.
+        drop(orders);
         home.worker().watch.drain();
         doors.leave().await;
         home.worker().drained().await;
@@ -262,17 +264,20 @@ impl Doors {
 
     /// Tells those that stay what holds now, and closes the others.
     async fn keep(&mut self, stay: &[Arc<Settings>]) {
-        let mut kept = Vec::new();
-        for (address, listener) in self.0.drain(..) {
+        // All at once, before anything else has a turn: no connection sees another configuration behind the old address.
+        let mut gone = Vec::new();
+        for (address, listener) in std::mem::take(&mut self.0) {
             match stay.iter().find(|settings| settings.address == address) {
                 Some(settings) => {
                     listener.set(settings);
-                    kept.push((address, listener));
+                    self.0.push((address, listener));
                 }
-                None => listener.stop(Successors::default()).await,
+                None => gone.push(listener),
             }
         }
-        self.0 = kept;
+        for listener in gone {
+            listener.stop(Successors::default()).await;
+        }
     }
 }
 

@@ -77,11 +77,6 @@ impl Server {
         self.client_ca.as_deref()
     }
 
-    /// The certificates and keys that it was made with, by their files.
-    pub fn identities(&self) -> &[TlsIdentity] {
-        &self.identities
-    }
-
     /// Until when its certificates hold.
     pub fn expiries(&self) -> Vec<Expiry> {
         let loaded = self.loaded();
