@@ -22,6 +22,7 @@ mod production;
 mod proxy_protocol;
 mod queue;
 mod readme;
+mod reload;
 mod revoke;
 mod round_trip;
 mod secrets;
