@@ -1,10 +1,10 @@
 //! What the gate tells of itself: one JSON line for each exchange, and counters.
 //!
-//! Lines are written by a thread of their own behind a bounded queue. When the disk is slower than the traffic, lines are
-//! dropped and counted; the traffic does not wait.
+//! Lines are written by a thread of their own behind a bounded queue. When the disk is full or slower than the traffic,
+//! lines are dropped and counted; the traffic does not wait.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,8 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use self::lines::Lines;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
+
+mod lines;
 
 /// Lines that may wait for the disk.
 const QUEUE: usize = 8192;
@@ -40,8 +43,6 @@ pub struct Counters {
     pub connections_refused: AtomicU64,
     /// Connections closed at once because their peer had too many.
     pub connections_refused_to_peer: AtomicU64,
-    /// Access log lines dropped.
-    pub log_dropped: AtomicU64,
 }
 
 impl Counters {
@@ -116,6 +117,7 @@ type Writer = (Box<dyn Write + Send>, Receiver<Box<Record>>);
 /// The way to the access log.
 pub struct Log {
     queue: Option<SyncSender<Box<Record>>>,
+    dropped: Arc<AtomicU64>,
     /// Until the writer has started.
     writer: Mutex<Option<Writer>>,
 }
@@ -133,12 +135,12 @@ impl Log {
     /// When the file cannot be opened for appending; the text names it.
     pub fn prepare(to: &AccessLog) -> io::Result<Self> {
         let out: Box<dyn Write + Send> = match to {
-            AccessLog::Off => return Ok(Self { queue: None, writer: Mutex::default() }),
+            AccessLog::Off => return Ok(Self { queue: None, dropped: Arc::default(), writer: Mutex::default() }),
             AccessLog::Stdout => Box::new(io::stdout()),
             AccessLog::File(path) => Box::new(append(path)?),
         };
         let (queue, lines) = sync_channel(QUEUE);
-        Ok(Self { queue: Some(queue), writer: Mutex::new(Some((out, lines))) })
+        Ok(Self { queue: Some(queue), dropped: Arc::default(), writer: Mutex::new(Some((out, lines))) })
     }
 
     /// Starts the writer.
@@ -148,7 +150,9 @@ impl Log {
     pub fn start(&self) -> io::Result<()> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((out, lines)) = writer {
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(out, &lines))?;
+            let dropped = Arc::clone(&self.dropped);
+            let task = move || write_lines(Lines::new(out), &lines, &dropped);
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
         }
         Ok(())
     }
@@ -159,12 +163,17 @@ impl Log {
     }
 
     /// Logs an exchange, or counts that it could not.
-    pub fn write(&self, record: Record, counters: &Counters) {
+    pub fn write(&self, record: Record) {
         if let Some(queue) = &self.queue
             && queue.try_send(Box::new(record)).is_err()
         {
-            Counters::add(&counters.log_dropped, 1);
+            Counters::add(&self.dropped, 1);
         }
+    }
+
+    /// Lines that nobody will read: the writer fell behind, or the disk took no more.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -178,16 +187,26 @@ fn append(path: &std::path::Path) -> io::Result<File> {
     opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// Writes what is there, then flushes once before it waits again.
-fn write_lines(out: Box<dyn Write + Send>, lines: &Receiver<Box<Record>>) {
-    let mut out = BufWriter::new(out);
-    while let Ok(first) = lines.recv() {
+/// Writes what is there before it waits again. What cannot be written is counted, and told once until it can again.
+fn write_lines(mut out: Lines, records: &Receiver<Box<Record>>, dropped: &AtomicU64) {
+    let mut failing = false;
+    while let Ok(first) = records.recv() {
         let mut next = Some(first);
         while let Some(record) = next {
-            let _ = writeln!(out, "{}", record.line());
-            next = lines.try_recv().ok();
+            out.push(&record.line());
+            next = if out.is_full() { None } else { records.try_recv().ok() };
         }
-        let _ = out.flush();
+        match out.flush() {
+            Ok(()) if failing => say("access log: writing again"),
+            Ok(()) => {}
+            Err((lost, error)) => {
+                Counters::add(dropped, lost);
+                if !failing {
+                    say(&format!("access log: {error}; lines are lost until it can be written again"));
+                }
+            }
+        }
+        failing = out.has_failed();
     }
 }
 
