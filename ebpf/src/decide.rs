@@ -151,9 +151,6 @@ fn reaches(kind: u8, inside: bool) -> bool {
 #[inline(always)]
 fn covers<T: Tables>(tables: &T, destination: &Address) -> bool {
     let flags = tables.port(&port::ANY);
-    if destination.is_unspecified() {
-        return flags & port::UNSPECIFIED != 0;
-    }
     (flags & port::WHOLE != 0 && tables.local(destination) != 0)
         || (flags & port::SINGLE != 0 && tables.target(&target_key(destination, port::ANY)) != 0)
 }

@@ -171,16 +171,6 @@ fn port_0_is_nobodys_though_it_stands_for_some_port_in_the_tables() {
 }
 
 #[test]
-fn the_unspecified_address_is_covered_where_the_port_cannot_be_read() {
-    let nowhere = ethernet(&[], ETHERTYPE_IPV4, &v4(TCP, STRANGER, [0; 4], 0, 0, &tcp(PORT)[..8]));
-    judged(&whole(), &nowhere, CUT_SHORT);
-    judged(&single(), &nowhere, Fate::Untouched);
-    let chain = [0, 0, 0, 0, 0, 0, 0, 0].repeat(MAX_EXTENSIONS + 1);
-    let endless = ethernet(&[], ETHERTYPE_IPV6, &v6(HOP_BY_HOP, STRANGER6, [0; 16], &chain));
-    judged(&whole(), &endless, Fate::Refused(Reason::Extensions));
-}
-
-#[test]
 fn tunnels_pass_to_be_judged_after_decapsulation() {
     for protocol in [4, 41, 47, 50] {
         let inner = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));

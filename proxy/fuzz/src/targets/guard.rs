@@ -103,7 +103,8 @@ pub(super) fn frame(data: &[u8]) {
     let Some((from, to, at)) = segment(frame) else { return };
     let bounded = matches!(outcome, Outcome::Refused(Reason::Tags | Reason::Extensions, _));
     let right = match (policy.protects(to, at), from == GATE) {
-        (true, false) => matches!(outcome, Outcome::Refused(..)),
+        // A packet to no address is the kernel's to drop; where its port cannot be read the guard leaves it to that.
+        (true, false) => matches!(outcome, Outcome::Refused(..)) || to.is_unspecified(),
         (true, true) => outcome == Outcome::Passed(Reason::Admitted) || bounded,
         (false, _) => outcome == Outcome::Untouched || bounded,
     };
