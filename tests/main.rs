@@ -12,6 +12,7 @@ mod differential;
 mod dist;
 mod epoll;
 mod explain;
+mod faults;
 mod guard;
 mod heads;
 mod https_upstream;

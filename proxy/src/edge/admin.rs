@@ -151,7 +151,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_connections_refused_total", "counter", "Connections closed above a limit.", &refused);
     let remembered = plain(shared.gate.remembered() as u64);
     family("portcullis_verdicts_remembered", "gauge", "Answers of the authenticator in the cache.", &remembered);
-    let dropped = plain(load(&counters.log_dropped));
+    let dropped = plain(shared.log.dropped());
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
     let tls = &counters.tls;
     family("portcullis_tls_handshakes_total", "counter", "Finished TLS handshakes.", &tls.done_samples());

@@ -1,11 +1,11 @@
 //! What the gate tells of itself: one JSON line for each exchange, and counters.
 //!
-//! Lines are written by a thread of their own behind a bounded queue. When the disk is slower than the traffic, lines are
-//! dropped and counted; the traffic does not wait. Nor does it wake the writer for each line: having written what was there,
-//! the writer rests, and what came meanwhile goes out together.
+//! Lines are written by a thread of their own behind a bounded queue. When the disk is full or slower than the traffic,
+//! lines are dropped and counted; the traffic does not wait. Nor does it wake the writer for each line: having written
+//! what was there, the writer rests, and what came meanwhile goes out together.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +15,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use self::lines::Lines;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
+
+mod lines;
 
 /// Lines that may wait for the disk.
 const QUEUE: usize = 8192;
@@ -48,8 +51,6 @@ pub struct Counters {
     pub connections_refused: AtomicU64,
     /// Connections closed at once because their peer had too many.
     pub connections_refused_to_peer: AtomicU64,
-    /// Access log lines dropped.
-    pub log_dropped: AtomicU64,
 }
 
 impl Counters {
@@ -132,9 +133,11 @@ enum Order {
 }
 
 /// The way to the access log.
+#[derive(Default)]
 pub struct Log {
     path: Option<PathBuf>,
     queue: Option<SyncSender<Order>>,
+    dropped: Arc<AtomicU64>,
     /// Until the writer has started.
     writer: Mutex<Option<Writer>>,
 }
@@ -152,12 +155,12 @@ impl Log {
     /// When the file cannot be opened for appending; the text names it.
     pub fn prepare(to: &AccessLog) -> io::Result<Self> {
         let (out, path): (Out, _) = match to {
-            AccessLog::Off => return Ok(Self { path: None, queue: None, writer: Mutex::default() }),
+            AccessLog::Off => return Ok(Self::default()),
             AccessLog::Stdout => (Box::new(io::stdout()), None),
             AccessLog::File(path) => (Box::new(append(path)?), Some(path.clone())),
         };
         let (queue, orders) = sync_channel(QUEUE);
-        Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))) })
+        Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))), ..Self::default() })
     }
 
     /// Starts the writer.
@@ -167,7 +170,9 @@ impl Log {
     pub fn start(&self) -> io::Result<()> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((out, orders)) = writer {
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(out, &orders))?;
+            let dropped = Arc::clone(&self.dropped);
+            let task = move || write_lines(Lines::new(out), &orders, &dropped);
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
         }
         Ok(())
     }
@@ -178,11 +183,11 @@ impl Log {
     }
 
     /// Logs an exchange, or counts that it could not.
-    pub fn write(&self, record: Record, counters: &Counters) {
+    pub fn write(&self, record: Record) {
         if let Some(queue) = &self.queue
             && queue.try_send(Order::Write(Box::new(record))).is_err()
         {
-            Counters::add(&counters.log_dropped, 1);
+            Counters::add(&self.dropped, 1);
         }
     }
 
@@ -205,6 +210,11 @@ impl Log {
             let _ = wait.recv_timeout(LAST_LINES);
         }
     }
+
+    /// Lines that nobody will read: the writer fell behind, or the disk took no more.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
 }
 
 /// One line on standard error.
@@ -217,27 +227,49 @@ fn append(path: &std::path::Path) -> io::Result<File> {
     opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// Writes what is there and flushes once, then rests. Whoever sends meanwhile finds nobody to wake.
-fn write_lines(out: Out, orders: &Receiver<Order>) {
-    let mut out = BufWriter::with_capacity(64 << 10, out);
+/// Writes what is there, then rests: whoever sends meanwhile finds nobody to wake. What cannot be written is counted, and
+/// told once until it can again.
+fn write_lines(mut out: Lines, orders: &Receiver<Order>, dropped: &AtomicU64) {
     while let Ok(first) = orders.recv() {
         let mut next = Some(first);
         while let Some(order) = next {
             match order {
-                Order::Write(record) => drop(writeln!(out, "{}", record.line())),
+                Order::Write(record) => {
+                    out.push(&record.line());
+                    if out.is_full() {
+                        flush(&mut out, dropped);
+                    }
+                }
                 Order::GoOn(file) => {
-                    let _ = out.flush();
-                    out = BufWriter::with_capacity(64 << 10, file);
+                    flush(&mut out, dropped);
+                    out = Lines::new(file);
                 }
                 Order::Finish(done) => {
-                    let _ = out.flush();
+                    flush(&mut out, dropped);
                     let _ = done.send(());
                 }
             }
             next = orders.try_recv().ok();
         }
-        let _ = out.flush();
+        flush(&mut out, dropped);
         std::thread::sleep(REST);
+    }
+}
+
+fn flush(out: &mut Lines, dropped: &AtomicU64) {
+    if out.is_empty() {
+        return;
+    }
+    let failing = out.has_failed();
+    match out.flush() {
+        Ok(()) if failing => say("access log: writing again"),
+        Ok(()) => {}
+        Err((lost, error)) => {
+            Counters::add(dropped, lost);
+            if !failing {
+                say(&format!("access log: {error}; lines are lost until it can be written again"));
+            }
+        }
     }
 }
 
