@@ -198,6 +198,21 @@ idle_timeout = 60
 }
 
 #[test]
+fn the_reference_is_a_file_that_says_nothing() {
+    let room = Room::new();
+    let reference = room.run("check --reference", &[]);
+    assert_eq!((reference.code, reference.stderr.as_str()), (Some(0), ""));
+    for part in ["# [[listen]]\n", "# allow_ttl = \"1m\" ", "# [groups]\n"] {
+        assert!(reference.stdout.contains(part), "expected {part:?} in\n{}", reference.stdout);
+    }
+    room.write("gate.toml", &reference.stdout).write("users", USERS);
+    let words = "check --config gate.toml --htpasswd users --backend http://127.0.0.1:5000";
+    room.run(words, &[]).succeeds_with(&["configuration is valid"]);
+    room.run("check --reference --config gate.toml", &[])
+        .fails_with(2, &["the argument '--reference' cannot be used with"]);
+}
+
+#[test]
 fn a_backend_without_a_scheme_shows_the_right_form() {
     let room = Room::new();
     room.write("users", USERS);

@@ -47,3 +47,18 @@ fn every_target_has_its_program_and_its_corpus() {
     assert_eq!(manifest.matches("[[bin]]").count(), targets::ALL.len());
     assert_eq!(fs::read_dir(fuzz.join("corpus")).unwrap().count(), targets::ALL.len());
 }
+
+/// The fuzzer's workspace has a lock file of its own, which nothing else looks at.
+#[test]
+fn the_fuzzers_lock_file_knows_what_the_gate_depends_on() {
+    let read = |path: &str| -> toml::Table { fs::read_to_string(root().join(path)).unwrap().parse().unwrap() };
+    let lock = read("proxy/fuzz/Cargo.lock");
+    let packages = lock["package"].as_array().unwrap();
+    let gate = packages.iter().find(|package| package["name"].as_str() == Some("portcullis")).unwrap();
+    let locked: Vec<&str> = gate["dependencies"].as_array().unwrap().iter().filter_map(toml::Value::as_str).collect();
+    let manifest = read("proxy/Cargo.toml");
+    for name in manifest["dependencies"].as_table().unwrap().keys() {
+        let known = locked.iter().any(|known| known.split(' ').next() == Some(name));
+        assert!(known, "{name} is not locked: run `cargo update -w` in proxy/fuzz");
+    }
+}

@@ -196,6 +196,29 @@ fn the_core_knows_no_edge() {
     report(&complaints);
 }
 
+/// A clock that jumps changes what is shown, and how long a certificate of a client is good for; a verdict, a deadline
+/// and a pause live by the monotonic one.
+#[test]
+fn the_wall_clock_is_read_only_to_be_shown() {
+    const READERS: [&str; 5] = [
+        "proxy/src/edge/connection.rs",
+        "proxy/src/edge/guard/standing.rs",
+        "proxy/src/edge/guard/watch.rs",
+        "proxy/src/edge/tls/renewal.rs",
+        "proxy/src/manual.rs",
+    ];
+    let mut complaints = Vec::new();
+    for source in sources(&["proxy/src/"]) {
+        for word in ["SystemTime::now", "Timestamp::now", "Zoned::now"] {
+            let found = source.find(word);
+            if !READERS.contains(&source.path.as_str()) && !is_test(&source.path) {
+                complaints.extend(found.into_iter().map(|line| source.complain(line, "the wall clock")));
+            }
+        }
+    }
+    report(&complaints);
+}
+
 #[test]
 fn rooms_name_only_what_lies_below_them() {
     let mut complaints = Vec::new();

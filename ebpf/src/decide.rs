@@ -129,7 +129,8 @@ pub fn delivered<P: Packet + ?Sized, T: Tables>(packet: &P, tables: &T, local_ri
 #[inline(always)]
 pub fn protects<T: Tables>(tables: &T, destination: &Address, port: [u8; 2], inside: bool) -> bool {
     let flags = tables.port(&port);
-    if flags == 0 {
+    // Nobody can listen on port 0, whose place in the table stands for "some port".
+    if flags == 0 || port == port::ANY {
         return false;
     }
     if destination.is_unspecified() {

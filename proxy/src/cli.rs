@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use crate::config::Overrides;
 use crate::edge::explain::ExplainArgs;
 use crate::edge::guard::GuardArgs;
-use crate::edge::revoke::RevokeArgs;
+use crate::edge::revoke::{ReloadArgs, RevokeArgs};
 use crate::edge::user::UserArgs;
 use crate::manual::{CompletionsArgs, ManArgs};
 
@@ -45,7 +45,7 @@ pub enum Command {
     /// Takes the same flags and variables as `serve`, reads certificates, keys and the htpasswd file, and reports
     /// every error at once. Exit code 0: valid; 1: not.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(ServeArgs),
+    Check(CheckArgs),
     /// Explain what the gate would answer to a user's request, and why
     Explain(ExplainArgs),
     /// Run the small stand-alone Basic auth service
@@ -62,6 +62,12 @@ pub enum Command {
     /// left. Transfers that are under way go on.
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke(RevokeArgs),
+    /// Have a running gate read its configuration again
+    ///
+    /// As SIGHUP does, and says what changed. Connections go on, and each next request is served by the new configuration.
+    /// A configuration that is not valid changes nothing: every error is printed, and the exit code is 1.
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadArgs),
     /// Close the registry's port in the kernel (eBPF)
     Guard(GuardArgs),
     /// Print the completions of a shell: `portcullis completions bash`
@@ -80,7 +86,8 @@ Examples:
 
 const CHECK_EXAMPLES: &str = "\
 Example:
-  portcullis check --config /etc/portcullis/portcullis.toml";
+  portcullis check --config /etc/portcullis/portcullis.toml
+  portcullis check --reference";
 
 const AUTH_SERVICE_EXAMPLES: &str = "\
 Example:
@@ -92,6 +99,13 @@ const REVOKE_EXAMPLES: &str = "\
 Examples:
   portcullis revoke --user alice
   portcullis revoke --all --admin 127.0.0.1:9180";
+
+const RELOAD_EXAMPLES: &str = "\
+The gate reads the file, the flags and the variables that it was started with. Changes of workers, user, admin, ktls,
+guard and the hash limits need a restart, and are named.
+
+Example:
+  portcullis reload --admin 127.0.0.1:9180";
 
 /// Flags of `serve` and `check`.
 #[derive(Debug, Clone, Default, Args)]
@@ -160,6 +174,13 @@ pub struct ServeArgs {
     /// TLS in the kernel: "auto", "off" or "require". Default auto [variable: PORTCULLIS_KTLS]
     #[arg(long, value_name = "auto|off|require")]
     pub ktls: Option<String>,
+
+    /// Start beside a gate that runs on the same addresses, to take over from it: stop that one when this one is ready
+    ///
+    /// No connection is lost: the old gate hands all new ones over, and finishes those it has. The admin listener comes
+    /// over when the old gate has ended.
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 impl ServeArgs {
@@ -183,6 +204,18 @@ impl ServeArgs {
             ktls: flags.ktls,
         }
     }
+}
+
+/// Flags of `check`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// Print a file with every key, its default and what it means, all commented out; check nothing
+    #[arg(long, exclusive = true)]
+    pub reference: bool,
+
+    /// Those of `serve`
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `auth-service`.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use portcullis::cli::{Cli, Command, ServeArgs};
+use portcullis::cli::{CheckArgs, Cli, Command, ServeArgs};
 use portcullis::config::{self, Config};
 use portcullis::edge::{self, explain::ExplainArgs};
 use portcullis::manual;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::AuthService(args) => report(edge::auth_service::run(&args.htpasswd, args.listen, &args.realm)),
         Command::User(args) => report(edge::user::run(args)),
         Command::Revoke(args) => report(edge::revoke::run(args)),
+        Command::Reload(args) => edge::revoke::run_reload(args),
         Command::Guard(args) => report(edge::guard::run(args)),
         Command::Completions(args) => report(manual::completions(args)),
         Command::Man(args) => report(manual::pages(args)),
@@ -39,24 +40,32 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
-    report(edge::server::run(load_config(args)?))
+    let again = args.clone();
+    let load = Box::new(move || load_config(&again));
+    report(edge::server::run(load_config(args)?, load, args.take_over))
 }
 
-fn check(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
-    let config = load_config(args)?;
-    let mut errors = edge::files::inspect_files(&config);
-    errors.extend(edge::server::policy(&config).err().unwrap_or_default());
+fn check(args: &CheckArgs) -> Result<ExitCode, Vec<String>> {
+    if args.reference {
+        return print(&config::reference());
+    }
+    let config = load_config(&args.serve)?;
+    let errors = edge::reload::inspect(&config);
     if !errors.is_empty() {
         return Err(errors);
     }
-    write!(std::io::stdout().lock(), "configuration is valid: {}", config.summary())
-        .map_err(|error| vec![format!("standard output: {error}")])?;
+    print(&format!("configuration is valid: {}", config.summary()))
+}
+
+fn print(text: &str) -> Result<ExitCode, Vec<String>> {
+    let printed = std::io::stdout().lock().write_all(text.as_bytes());
+    printed.map_err(|error| vec![format!("standard output: {error}")])?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn explain(args: &ExplainArgs) -> Result<ExitCode, Vec<String>> {
     let config = load_config(&ServeArgs { config: args.config.clone(), ..ServeArgs::default() })?;
-    let policy = edge::server::policy(&config)?;
+    let policy = edge::generation::policy(&config)?;
     report(edge::explain::run(args, &config, &policy))
 }
 

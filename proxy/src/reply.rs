@@ -232,9 +232,33 @@ mod tests {
             Failure::BadGateway("down"),
             Failure::GatewayTimeout,
             Failure::Refused(Refusal::Throttled { retry_after: 7 }),
+            Failure::Refused(Refusal::Forbidden { message: "no".to_owned() }),
+            Failure::Refused(Refusal::Unavailable { why: "x" }),
+            Failure::Moved("https://r.example/".to_owned()),
+            Failure::Unknown(Unknown::MethodNotAllowed { allow: "GET, HEAD" }),
         ] {
             assert_ne!(reason(failure.status()), "", "{failure:?}");
             assert!(!failure.message().is_empty());
+            for oci in [true, false] {
+                let got = written(&failure, &Style { oci, ..STYLE });
+                let (head, body) = got.split_once("\r\n\r\n").expect("a body");
+                assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{got}");
+                assert!(head.contains("\r\nCache-Control: no-store\r\n"), "{got}");
+                assert_eq!(body.starts_with("{\"errors\":"), oci, "{got}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_helps_the_client_on_stands_in_the_head() {
+        for (failure, line) in [
+            (Failure::Refused(Refusal::Throttled { retry_after: 7 }), "Retry-After: 7"),
+            (Failure::BadGateway("down"), "Retry-After: 5"),
+            (Failure::Moved("https://r.example/".to_owned()), "Location: https://r.example/"),
+            (Failure::Unknown(Unknown::MethodNotAllowed { allow: "GET, HEAD" }), "Allow: GET, HEAD"),
+        ] {
+            let got = written(&failure, &STYLE);
+            assert!(got.contains(&format!("\r\n{line}\r\n")), "{got}");
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::golden;
 use crate::support::cmd::{Cmd, Output};
 use crate::support::den::Den;
 use crate::support::image::{self, Image};
@@ -112,13 +113,12 @@ impl<'d> World<'d> {
             .unwrap_or_else(|error| panic!("{error:#}\nthe gate wrote:\n{}", self.gate.log()))
     }
 
-    /// Failed, and told its user this.
-    pub(super) fn refused(&self, cmd: Cmd, words: &str) {
+    /// Failed, and told its user what the golden file of this name has.
+    pub(super) fn refused(&self, cmd: Cmd, name: &str) {
         let output = cmd.limit(Duration::from_secs(120)).output().unwrap();
-        // skopeo quotes what it was told.
-        let text = output.everything().replace("\\\"", "\"");
+        let text = output.everything();
         assert!(!output.status.success(), "`{}` went through:\n{text}", output.shown);
-        assert!(text.contains(words), "`{}` does not say {words:?}:\n{text}", output.shown);
+        golden::compare(name, &golden::complaint(&text, self.addr()));
     }
 
     /// What the registry keeps under a tag: the digests of all layers, as skopeo reads them through the gate.

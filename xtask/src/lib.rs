@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build_ebpf;
 pub mod cli;
+pub mod coverage;
 pub mod demo;
 pub mod dist;
 pub mod fuzz;

@@ -164,6 +164,13 @@ fn other_ports_protocols_and_addresses_are_untouched() {
 }
 
 #[test]
+fn port_0_is_nobodys_though_it_stands_for_some_port_in_the_tables() {
+    judged(&whole(), &syn4(STRANGER, OWN4, 0), Fate::Untouched);
+    judged(&single(), &syn4(STRANGER, CONTAINER, 0), Fate::Untouched);
+    assert!(!protects(&whole(), &Address::v4(OWN4), port::ANY, true));
+}
+
+#[test]
 fn tunnels_pass_to_be_judged_after_decapsulation() {
     for protocol in [4, 41, 47, 50] {
         let inner = v4(TCP, STRANGER, OWN4, 0, 0, &tcp(PORT));

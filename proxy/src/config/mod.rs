@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod origin;
 mod overrides;
+mod reference;
 mod resolve;
 mod schema;
 mod suggest;
@@ -24,6 +25,7 @@ pub use cidr::Cidr;
 pub use error::{ConfigError, Fault, Place};
 pub use origin::Origin;
 pub use overrides::Overrides;
+pub use reference::reference;
 pub use resolve::{guard, is_realm, parse_protected, resolve};
 pub use suggest::nearest;
 

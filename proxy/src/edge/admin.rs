@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 
 use super::balance;
-use super::guard::metrics::Metrics;
+use super::doors::bind_problem;
+use super::reload::Control;
 use super::requests::{SOURCES, STATUSES};
 use super::revoke;
-use super::server::bind_problem;
 use super::sys::driver::Kind as DriverKind;
 use super::worker::Shared;
 use ready::Readiness;
@@ -30,15 +30,41 @@ pub(super) const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4
 /// How long a caller may take to send its request, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The listener, or where it will be.
+#[derive(Debug)]
+pub enum Door {
+    /// It listens.
+    Open(TcpListener),
+    /// The gate that this one takes over from has the address until it ends.
+    Later(SocketAddr),
+}
+
+impl Door {
+    fn open(self) -> TcpListener {
+        loop {
+            match self {
+                Door::Open(listener) => return listener,
+                Door::Later(address) => {
+                    if let Ok(listener) = TcpListener::bind(address) {
+                        return listener;
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+    }
+}
+
 /// Binds the listener, if one is wanted. That the default port is taken, by another gate on this host perhaps, is no reason
 /// not to start; that the port somebody asked for is taken is one.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub fn bind(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+pub fn bind(address: Option<SocketAddr>, take_over: bool) -> anyhow::Result<Option<Door>> {
     let Some(address) = address else { return Ok(None) };
     match TcpListener::bind(address) {
-        Ok(listener) => Ok(Some(listener)),
+        Ok(listener) => Ok(Some(Door::Open(listener))),
+        Err(error) if take_over && error.kind() == io::ErrorKind::AddrInUse => Ok(Some(Door::Later(address))),
         Err(error) if address == DEFAULT && error.kind() == io::ErrorKind::AddrInUse => {
             let _ = writeln!(io::stderr().lock(), "portcullis: warning: no admin listener: {address} is in use");
             Ok(None)
@@ -51,25 +77,20 @@ pub fn bind(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> 
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start(listener: Option<TcpListener>, shared: Arc<Shared>, driver: DriverKind) -> anyhow::Result<()> {
-    let Some(listener) = listener else { return Ok(()) };
+pub fn start(door: Option<Door>, control: Arc<Control>, driver: DriverKind) -> anyhow::Result<()> {
+    let Some(door) = door else { return Ok(()) };
     let serve = move || {
         let readiness = Arc::new(Readiness::default());
-        for stream in listener.incoming().flatten() {
+        for stream in door.open().incoming().flatten() {
             // One caller after the other, each with a deadline: nobody can use up more than this one thread.
-            let _ = answer(stream, &shared, driver, &readiness);
+            let _ = answer(stream, &control, driver, &readiness);
         }
     };
     std::thread::Builder::new().name("admin".to_owned()).spawn(serve).context("cannot start the admin thread")?;
     Ok(())
 }
 
-fn answer(
-    mut stream: TcpStream,
-    shared: &Arc<Shared>,
-    driver: DriverKind,
-    readiness: &Arc<Readiness>,
-) -> io::Result<()> {
+fn answer(mut stream: TcpStream, control: &Control, driver: DriverKind, readiness: &Arc<Readiness>) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = Vec::new();
@@ -82,7 +103,7 @@ fn answer(
     }
     if let Some(request) = revoke::Request::read(&head) {
         let local = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
-        let (status, body) = revoke::obey(&request, local, &shared.gate);
+        let (status, body) = revoke::obey(&request, local, control);
         return reply(&mut stream, status, "text/plain", &body);
     }
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
@@ -100,12 +121,12 @@ fn answer(
     }
     let (status, kind, body) = match target {
         Some(b"/") => return reply(&mut stream, "200 OK", "text/html; charset=utf-8", page::HTML),
-        Some(b"/status.json") => ("200 OK", "application/json", page::status(shared, driver)),
-        Some(b"/readyz") => return answer_readiness(stream, Arc::clone(shared), Arc::clone(readiness)),
+        Some(b"/status.json") => ("200 OK", "application/json", page::status(&control.current(), driver)),
+        Some(b"/readyz") => return answer_readiness(stream, control.current(), Arc::clone(readiness)),
         Some(b"/healthz") => ("200 OK", "text/plain", "ok\n".to_owned()),
-        Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(shared, driver)),
+        Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4", metrics(&control.current(), driver)),
         Some(_) => {
-            let here = "here are /, /healthz, /readyz, /metrics, /status.json and POST /revoke\n";
+            let here = "here are /, /healthz, /readyz, /metrics, /status.json, and POST /revoke, /reload and /drain\n";
             ("404 Not Found", "text/plain", here.to_owned())
         }
         None => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
@@ -167,7 +188,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_connections_refused_total", "counter", "Connections closed above a limit.", &refused);
     let remembered = plain(shared.gate.remembered() as u64);
     family("portcullis_verdicts_remembered", "gauge", "Answers of the authenticator in the cache.", &remembered);
-    let dropped = plain(load(&counters.log_dropped));
+    let dropped = plain(shared.log.dropped());
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
     let tls = &counters.tls;
     family("portcullis_tls_handshakes_total", "counter", "Finished TLS handshakes.", &tls.done_samples());
@@ -187,7 +208,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_proxy_protocol_refused_total", "counter", help, &refused);
     let name = if driver == DriverKind::Epoll { "epoll" } else { "io_uring" };
     family("portcullis_driver_info", "gauge", "The event mechanism.", &[(format!("{{driver=\"{name}\"}}"), 1)]);
-    for (name, kind, help, samples) in shared.guard.iter().flat_map(Metrics::families) {
+    for (name, kind, help, samples) in shared.guard.iter().flat_map(|guard| guard.families()) {
         family(name, kind, help, &samples);
     }
     balance::metrics(&shared.sites, &mut out);

@@ -12,11 +12,11 @@ use super::watch::Watched;
 use super::worker::Worker;
 use crate::auth::ClientCertificate;
 use crate::http::proxy;
-use crate::limit::peers::Place;
+use crate::limit::peers::{Peers, Place};
 
 /// A connection whose first request may come.
 #[derive(Debug)]
-pub struct Arrival<'w> {
+pub struct Arrival<'p> {
     /// The connection.
     pub stream: Stream,
     /// Where it comes from.
@@ -26,22 +26,23 @@ pub struct Arrival<'w> {
     /// What came right behind the handshake.
     pub read: Vec<u8>,
     /// One of the connections that its peer may have.
-    pub place: Place<'w>,
+    pub place: Place<'p>,
 }
 
 /// Brings a connection to where its first request may come; none where it does not get so far.
-pub async fn arrive<'w>(
-    worker: &'w Worker,
+pub async fn arrive<'p>(
+    worker: &Worker,
+    peers: &'p Peers,
     socket: Watched,
     peer: SocketAddr,
     settings: &Settings,
-) -> Option<Arrival<'w>> {
+) -> Option<Arrival<'p>> {
     let peer = if settings.proxy_protocol.iter().any(|block| block.contains(peer.ip())) {
         told(worker, &socket, peer).await?
     } else {
         peer
     };
-    let Some(place) = worker.shared.peers.enter(peer.ip()) else {
+    let Some(place) = peers.enter(peer.ip()) else {
         Counters::add(&worker.shared.counters.connections_refused_to_peer, 1);
         return None;
     };

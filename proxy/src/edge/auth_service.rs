@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 
+use super::doors::{bind_problem, patiently};
 use super::files::load_htpasswd;
 use super::hashing::Hashers;
 use super::listener::accept_all;
-use super::server::{bind_problem, patiently};
 use super::stream::{recv_some, send_all};
 use super::sys::driver::Driver;
 use super::sys::privilege::raise_file_limit;

@@ -13,23 +13,29 @@
 //!
 //! Whatever goes wrong on the way is a [`Failure`], and [`crate::reply`] makes it a response. A connection whose state is
 //! not known to the byte is closed, never used again.
+//!
+//! The configuration may change while a connection lives: each request is served by the one that held when it came.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::arrival::{Arrival, arrive};
 use super::exchange;
-use super::listener::Settings;
+use super::listener::{Door, Settings};
 use super::plan::Plan;
 use super::stream::Stream;
 use super::sys::socket::Socket;
 use super::telemetry::{Counters, Record, loggable_target};
-use super::worker::Worker;
+use super::worker::{Home, Worker};
 use crate::auth::ClientCertificate;
 use crate::forward::Downstream;
 use crate::http::head::{self, Limits};
 use crate::http::{Framing, RequestHead, Version};
+use crate::limit::peers::Place;
 use crate::reply::{Failure, Style};
 use crate::verdict::{Permit, Refusal};
 
@@ -70,9 +76,9 @@ pub enum Body {
 
 /// A client's connection.
 #[derive(Debug)]
-pub struct Client<'w> {
-    /// The worker that it belongs to.
-    pub worker: &'w Worker,
+pub struct Client<'p> {
+    /// The worker that it belongs to, as its request found it.
+    pub worker: Rc<Worker>,
     /// The connection itself.
     pub stream: Stream,
     /// Where it comes from, by a trusted balancer's word or by its own address.
@@ -80,26 +86,29 @@ pub struct Client<'w> {
     /// The certificate that it proved to hold.
     pub certificate: Option<ClientCertificate>,
     /// What its listener says.
-    pub settings: &'w Settings,
+    pub settings: Arc<Settings>,
+    /// One of the connections that its peer may have.
+    _place: Place<'p>,
 }
 
 /// Serves one connection to its end.
-pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Settings) {
+pub async fn serve(home: &Home, fd: OwnedFd, peer: SocketAddr, door: &Door) {
     let Ok(socket) = Socket::new(fd) else { return };
+    let (worker, settings) = (home.worker(), door.settings());
     let socket = worker.watch.add(socket);
     // In a box of its own, as below: most of a connection's life is idle, and has to be small.
-    let arrival = Box::pin(arrive(worker, socket, peer, settings)).await;
+    let arrival = Box::pin(arrive(&worker, &home.peers, socket, peer, &settings)).await;
     let Some(Arrival { stream, peer, certificate, mut read, place: _place }) = arrival else {
         return;
     };
-    let client = Client { worker, stream, peer, certificate, settings };
+    let mut client = Client { worker, stream, peer, certificate, settings, _place };
     let last = loop {
         if read.is_empty() && !client.idle(&mut read).await {
             break Next::Close;
         }
+        client.follow(home, door);
         match Box::pin(client.request(&mut read)).await {
-            Next::KeepAlive if !worker.watch.draining() => {}
-            Next::KeepAlive => break Next::Close,
+            Next::KeepAlive => {}
             last => break last,
         }
     };
@@ -107,6 +116,19 @@ pub async fn serve(worker: &Worker, fd: OwnedFd, peer: SocketAddr, settings: &Se
 }
 
 impl Client<'_> {
+    /// Takes the configuration that holds now. A certificate was proved to the authorities of its handshake and to no others.
+    fn follow(&mut self, home: &Home, door: &Door) {
+        if home.is_current(&self.worker) {
+            return;
+        }
+        self.worker = home.worker();
+        let before = std::mem::replace(&mut self.settings, door.settings());
+        let authority = |settings: &Settings| settings.tls.as_ref().and_then(|tls| tls.client_ca().map(Path::to_owned));
+        if authority(&before) != authority(&self.settings) {
+            self.certificate = None;
+        }
+    }
+
     /// Waits for the first byte of a request, without a buffer for it: most connections are idle most of the time. Says
     /// whether one may come.
     async fn idle(&self, read: &mut Vec<u8>) -> bool {
@@ -215,7 +237,7 @@ impl Client<'_> {
             return Err(Failure::Plaintext);
         }
         let gate = &self.worker.shared.gate;
-        let backend = self.worker.backend.as_ref();
+        let backend = self.worker.backend.as_deref();
         let (mut target, mut verdict, mut source);
         (target, (verdict, source)) = (plan.target.clone(), gate.admit(&plan.ask(head, from, false), backend).await);
         if let (Err(Refusal::Forbidden { .. }), Some(plain)) = (&verdict, &plan.target_without_mount) {
@@ -336,7 +358,7 @@ impl Client<'_> {
         if shared.log.is_on() {
             record.peer = Some(self.peer);
             record.tls = self.stream.tls_version();
-            shared.log.write(record, &shared.counters);
+            shared.log.write(record);
         }
     }
 }

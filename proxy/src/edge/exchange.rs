@@ -161,7 +161,7 @@ impl Exchange<'_> {
                     return Ok(self.respond(lease, up, len, record).await);
                 }
                 Err(NoResponse::Lost { silent: true, .. }) if up.reused && safe => {
-                    up = lease.connect().await.map_err(|error| cannot_connect(&error))?;
+                    up = Box::pin(lease.connect()).await.map_err(|error| cannot_connect(&error))?;
                 }
                 Err(error) if safe => return Err(Failed::Retry(no_response(&error))),
                 Err(error) => return Err(Failed::Final(no_response(&error))),

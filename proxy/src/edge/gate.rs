@@ -2,14 +2,15 @@
 //!
 //! The words ("what does this answer mean, may they do this") are the core's; here is only who gets asked, and when.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attempts::Attempts;
 use super::auth_backend::{self, Subrequest};
 use super::hashing::Hashers;
+use super::passwords::Passwords;
 use super::upstream::Pool;
-use crate::auth::{Htpasswd, Principal, credentials};
+use crate::auth::{Principal, credentials};
 use crate::config::{Kind, Verdicts};
 use crate::forward::Downstream;
 use crate::http::RequestHead;
@@ -77,39 +78,57 @@ pub struct Ask<'r> {
 /// The authenticators, what they said, and the policy. Shared by all workers.
 #[derive(Debug)]
 pub struct Gate {
+    memory: Arc<Memory>,
+    policy: Policy,
+    terms: Terms,
+    htpasswd: Option<Arc<Passwords>>,
+    hashers: Arc<Hashers>,
+    turns: Arc<Turns>,
+    auth_timeout: Duration,
+    attempts: Arc<Attempts>,
+}
+
+/// What was said, and what is being asked. A configuration with other authenticators or rules begins a new one: a question
+/// that is still on its way to the old ones cannot leave its answer to the new ones.
+#[derive(Debug)]
+struct Memory {
     boot: BootKey,
     epochs: Epochs,
     start: Instant,
     cache: Cache,
     flights: Flights,
-    policy: Policy,
-    terms: Terms,
-    htpasswd: Option<RwLock<Arc<Htpasswd>>>,
-    hashers: Hashers,
-    turns: Turns,
-    auth_timeout: Duration,
-    attempts: Attempts,
 }
 
 /// What a [`Gate`] is made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct Parts<'a> {
     /// 32 random bytes.
     pub secret: [u8; 32],
+    /// The gate of an earlier configuration.
+    pub before: Option<Before<'a>>,
     /// Who may do what.
     pub policy: Policy,
     /// How long answers are remembered.
     pub verdicts: Verdicts,
     /// Asked first.
-    pub htpasswd: Option<Htpasswd>,
+    pub htpasswd: Option<Arc<Passwords>>,
     /// The helpers that compute hashes; they begin with [`Gate::start`].
-    pub hashers: Hashers,
+    pub hashers: Arc<Hashers>,
     /// Subrequests at once, and how many more may wait.
-    pub turns: Turns,
+    pub turns: Arc<Turns>,
     /// For one subrequest, the wait for its turn included.
     pub auth_timeout: Duration,
     /// Failed logins.
-    pub attempts: Attempts,
+    pub attempts: Arc<Attempts>,
+}
+
+/// The gate that another one follows.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// The gate.
+    pub gate: &'a Gate,
+    /// Whether what it remembers holds for the new one, too.
+    pub holds: bool,
 }
 
 /// An answer with the lifetime that its sender asked for.
@@ -122,21 +141,28 @@ fn unavailable(why: &'static str) -> Asked {
 }
 
 impl Gate {
-    /// A gate that remembers nothing yet.
-    pub fn new(parts: Parts) -> Self {
+    /// A gate that remembers nothing yet, or what an earlier one did.
+    pub fn new(parts: Parts<'_>) -> Self {
+        let memory = match parts.before {
+            Some(Before { gate, holds: true }) => Arc::clone(&gate.memory),
+            before => Arc::new(Memory {
+                boot: BootKey::new(&parts.secret),
+                epochs: Epochs::default(),
+                // Failed logins are counted on, by the same clock.
+                start: before.map_or_else(Instant::now, |before| before.gate.memory.start),
+                cache: Cache::new(parts.verdicts.capacity),
+                flights: Flights::default(),
+            }),
+        };
         Self {
-            boot: BootKey::new(&parts.secret),
-            epochs: Epochs::default(),
-            start: Instant::now(),
-            cache: Cache::new(parts.verdicts.capacity),
-            flights: Flights::default(),
+            memory,
             policy: parts.policy,
             terms: Terms {
                 allow: parts.verdicts.allow_ttl,
                 deny: parts.verdicts.deny_ttl,
                 stale: parts.verdicts.stale_if_error,
             },
-            htpasswd: parts.htpasswd.map(|file| RwLock::new(Arc::new(file))),
+            htpasswd: parts.htpasswd,
             hashers: parts.hashers,
             turns: parts.turns,
             auth_timeout: parts.auth_timeout,
@@ -152,27 +178,49 @@ impl Gate {
         if self.htpasswd.is_some() { self.hashers.start() } else { Ok(()) }
     }
 
-    /// Takes a changed htpasswd file. All that was remembered is forgotten at once.
-    pub fn replace_htpasswd(&self, file: Htpasswd) {
-        if let Some(current) = &self.htpasswd {
-            *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+    /// Looks at the htpasswd file and takes it when it changed; all that was remembered is then forgotten at once. What there
+    /// is to say of it.
+    pub fn look_at_htpasswd(&self) -> Option<Result<String, String>> {
+        let looked = self.htpasswd.as_ref()?.look()?;
+        if looked.is_ok() {
             self.forget();
         }
+        Some(looked)
+    }
+
+    /// The htpasswd file, to be used on.
+    pub fn htpasswd(&self) -> Option<&Arc<Passwords>> {
+        self.htpasswd.as_ref()
+    }
+
+    /// The helpers that compute hashes.
+    pub fn hashers(&self) -> &Arc<Hashers> {
+        &self.hashers
+    }
+
+    /// The turns at the auth backend.
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// The failed logins.
+    pub fn attempts(&self) -> &Arc<Attempts> {
+        &self.attempts
     }
 
     /// Begins a new epoch: no answer given before is found again.
     pub fn forget(&self) {
-        self.epochs.end();
+        self.memory.epochs.end();
     }
 
     /// Begins a new epoch for one user, of whom no answer given before is found again.
     pub fn forget_user(&self, user: &str) {
-        self.epochs.end_of(user);
+        self.memory.epochs.end_of(user);
     }
 
     /// The number of answers remembered.
     pub fn remembered(&self) -> usize {
-        self.cache.len()
+        self.memory.cache.len()
     }
 
     /// The verdict on a request. `backend` is the worker's way to the auth backend, where there is one.
@@ -201,18 +249,18 @@ impl Gate {
         let scope = scope(ask, backend.is_some());
         let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
         let question = Question {
-            epoch: self.epochs.of(user),
+            epoch: self.memory.epochs.of(user),
             site: ask.site,
             secure: ask.from.secure,
             authorization: ask.head.authorization,
             certificate: ask.from.certificate.map(|certificate| &certificate.fingerprint),
             scope: &scope,
         };
-        let key = self.boot.key(&question);
+        let key = self.memory.boot.key(&question);
         let (answer, source) = self.fresh(key, &question, ask, backend).await;
         // A revocation while nobody answered counts as much as one before.
         if matches!(answer, Answer::Unavailable { .. })
-            && self.epochs.of(user) == question.epoch
+            && self.memory.epochs.of(user) == question.epoch
             && let Some(stale) = self.stale(key, &question, ask)
         {
             return self.pass(ask, stale, Source::Stale);
@@ -229,7 +277,7 @@ impl Gate {
     }
 
     async fn fresh(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
-        if let Some(answer) = self.cache.get(&key, self.now()) {
+        if let Some(answer) = self.memory.cache.get(&key, self.now()) {
             return self.pass(ask, answer, Source::Cache);
         }
         // Before the flight, not in it: equal questions from two sources share a flight, but not their failures.
@@ -237,13 +285,14 @@ impl Gate {
             Ok(attempt) => attempt,
             Err(retry_after) => return (Answer::Throttled { retry_after }, Source::Throttle),
         };
-        let (answer, source) = self.fly(key, question, ask, backend).await;
+        // In a box of its own: most answers are remembered, and need none of its room.
+        let (answer, source) = Box::pin(self.fly(key, question, ask, backend)).await;
         attempt.end(&answer, self.now());
         (answer, source)
     }
 
     async fn fly(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
-        let lead = match self.flights.join(key) {
+        let lead = match self.memory.flights.join(key) {
             Role::Lead(lead) => lead,
             Role::Wait(wait) => match wait.await {
                 Arrival::Answer(answer) => return (answer, Source::Flight),
@@ -251,12 +300,12 @@ impl Gate {
             },
         };
         // Another flight may have landed between the look into the cache and ours.
-        if let Some(answer) = self.cache.get(&key, self.now()) {
+        if let Some(answer) = self.memory.cache.get(&key, self.now()) {
             lead.land(answer.clone());
             return (answer, Source::Cache);
         }
         let (answer, lifetime) = self.ask(ask, backend).await;
-        self.cache.learn(key, &answer, lifetime, &self.terms, self.now());
+        self.memory.cache.learn(key, &answer, lifetime, &self.terms, self.now());
         if !self.terms.stale.is_zero() {
             self.learn_credential(question, &answer);
         }
@@ -267,15 +316,15 @@ impl Gate {
     /// A credential that was refused for one repository is not good for another, whatever was said of that before.
     fn learn_credential(&self, question: &Question<'_>, answer: &Answer) {
         match answer {
-            Answer::Unknown { .. } => self.cache.learn_refused(self.refused(question), &self.terms, self.now()),
-            Answer::Known(_) => self.cache.forget(&self.refused(question)),
+            Answer::Unknown { .. } => self.memory.cache.learn_refused(self.refused(question), &self.terms, self.now()),
+            Answer::Known(_) => self.memory.cache.forget(&self.refused(question)),
             _ => {}
         }
     }
 
     /// The place of the note that a credential was refused.
     fn refused(&self, question: &Question<'_>) -> Key {
-        self.boot.key(&Question { scope: &["refused"], ..*question })
+        self.memory.boot.key(&Question { scope: &["refused"], ..*question })
     }
 
     /// What may stand in for the authenticators: a permission to pull from a registry, and nothing else.
@@ -288,18 +337,18 @@ impl Gate {
             return None;
         }
         let now = self.now();
-        self.cache.stale(&key, now).filter(|_| self.cache.get(&self.refused(question), now).is_none())
+        self.memory.cache.stale(&key, now).filter(|_| self.memory.cache.get(&self.refused(question), now).is_none())
     }
 
     fn now(&self) -> Millis {
-        Millis::try_from(self.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
+        Millis::try_from(self.memory.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
     }
 
     /// Asks the authenticators: the htpasswd file first, then the backend.
     async fn ask(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> Asked {
         let basic = ask.head.authorization.map(credentials::parse);
         if let (Some(file), Some(Ok(basic))) = (&self.htpasswd, &basic) {
-            let file = Arc::clone(&file.read().unwrap_or_else(PoisonError::into_inner));
+            let file = file.current();
             let (user, password) = (basic.user.clone(), basic.password.clone());
             match self.hashers.run(move || file.verify(&user, password.expose())).await {
                 Ok(true) => return (Answer::Known(Principal::user(basic.user.as_str()).into()), None),

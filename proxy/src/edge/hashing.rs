@@ -1,6 +1,7 @@
 //! Password hashes are slow on purpose, so they are computed on helper threads with a bounded queue, never on a
 //! worker: a flood of wrong passwords fills the queue and is turned away, and users in the cache notice nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ pub struct Hashers {
     threads: usize,
     queue: SyncSender<Job>,
     jobs: Arc<Mutex<Receiver<Job>>>,
+    started: AtomicBool,
 }
 
 /// The queue is full: try again a little later.
@@ -24,14 +26,17 @@ impl Hashers {
     /// A queue of `queue` jobs for `threads` helpers (at least one), who begin with [`Hashers::start`].
     pub fn new(threads: usize, queue: usize) -> Self {
         let (sender, receiver) = sync_channel(queue);
-        Self { threads, queue: sender, jobs: Arc::new(Mutex::new(receiver)) }
+        Self { threads, queue: sender, jobs: Arc::new(Mutex::new(receiver)), started: AtomicBool::new(false) }
     }
 
-    /// Starts the helpers.
+    /// Starts the helpers, if they have not been.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(&self) -> std::io::Result<()> {
+        if self.started.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
         for n in 0..self.threads.max(1) {
             let jobs = Arc::clone(&self.jobs);
             std::thread::Builder::new().name(format!("hash-{n}")).spawn(move || work(&jobs))?;

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -43,20 +43,29 @@ pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
 async fn check_all(shared: Arc<Shared>) {
     let watch = Watch::new(MinimumRate { bytes_per_second: 0, window: 0 });
     monoio::spawn(Rc::clone(&watch).run());
+    let mut checks = Vec::new();
     for site in shared.sites.iter().filter(|site| site.upstreams.len() > 1) {
         for upstream in &site.upstreams {
             let limits = &shared.config.limits;
             let pool = Pool::new(upstream.service.clone(), Rc::clone(&watch), shared.voucher.clone(), limits);
-            monoio::spawn(keep_checking(Arc::clone(&shared), Arc::clone(upstream), pool, site.kind));
+            let (upstream, draining) = (Arc::downgrade(upstream), Arc::clone(&shared.draining));
+            checks.push(monoio::spawn(keep_checking(draining, upstream, pool, site.kind, limits.health_interval)));
         }
     }
-    futures_util::future::pending::<()>().await;
+    drop(shared);
+    for check in checks {
+        check.await;
+    }
 }
 
-async fn keep_checking(shared: Arc<Shared>, upstream: Arc<Upstream>, pool: Pool, kind: Kind) {
-    while !shared.draining.load(Ordering::Relaxed) {
-        upstream.checked(&check(&pool, kind).await);
-        monoio::time::sleep(shared.config.limits.health_interval).await;
+/// Until a configuration without this upstream has taken over, or the gate drains.
+async fn keep_checking(draining: Arc<AtomicBool>, upstream: Weak<Upstream>, pool: Pool, kind: Kind, every: Duration) {
+    while !draining.load(Ordering::Relaxed) && upstream.strong_count() > 0 {
+        let result = check(&pool, kind).await;
+        let Some(upstream) = upstream.upgrade() else { return };
+        upstream.checked(&result);
+        drop(upstream);
+        monoio::time::sleep(every).await;
     }
 }
 

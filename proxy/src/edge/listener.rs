@@ -1,20 +1,25 @@
 //! Accepting connections: one listening socket for each worker and address, all on the same port (SO_REUSEPORT).
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_channel::oneshot;
+use futures_util::future::{Either, select};
 use rustix::net::Shutdown;
 
 use super::connection;
+use super::handover::{self, Successors};
 use super::sys::socket::{Socket, stop_raw};
 use super::telemetry::Counters;
 use super::tls::Server;
-use super::worker::Worker;
+use super::worker::Home;
 use crate::config::Cidr;
 
 /// How long accepting rests when the process is out of files: long enough not to spin, short enough not to be felt.
@@ -28,6 +33,8 @@ const TURN: usize = 64;
 pub struct Bound {
     /// The listening socket.
     pub fd: OwnedFd,
+    /// The service manager's: it outlives this process, and is neither emptied nor shut down.
+    pub inherited: bool,
     /// What it speaks.
     pub settings: Arc<Settings>,
 }
@@ -45,36 +52,109 @@ pub struct Settings {
     pub refuses_credentials: bool,
     /// Where every request is sent on to.
     pub redirect: Option<String>,
+    /// How many sockets this process has there.
+    pub sockets: usize,
+    /// Of them, those that are open.
+    pub open: Mutex<usize>,
 }
+
+/// What holds for the connections of one address now.
+#[derive(Debug)]
+pub struct Door(RefCell<Arc<Settings>>);
 
 /// A listening socket at home with its worker.
 #[derive(Debug)]
 pub struct Listener {
-    socket: io::Result<Socket>,
-    settings: Arc<Settings>,
+    socket: Rc<Socket>,
+    inherited: bool,
+    door: Rc<Door>,
+    stop: oneshot::Sender<Successors>,
+    finished: oneshot::Receiver<()>,
+}
+
+impl Door {
+    /// What holds now.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.borrow())
+    }
 }
 
 impl Bound {
-    /// Hands the socket to the calling thread's runtime.
-    pub fn settle(self) -> Listener {
-        Listener { socket: Socket::new(self.fd), settings: self.settings }
+    /// Hands the socket to the calling thread's runtime and begins to accept.
+    ///
+    /// # Errors
+    /// When the runtime cannot register it.
+    pub fn open(self, home: &Rc<Home>) -> io::Result<Listener> {
+        let (stop, stopped) = oneshot::channel();
+        let (finish, finished) = oneshot::channel();
+        let (socket, door) = (Rc::new(Socket::new(self.fd)?), Rc::new(Door(RefCell::new(self.settings))));
+        let accepting = accept(Rc::clone(home), Rc::clone(&socket), self.inherited, Rc::clone(&door), stopped);
+        monoio::spawn(async move {
+            accepting.await;
+            let _ = finish.send(());
+        });
+        Ok(Listener { socket, inherited: self.inherited, door, stop, finished })
     }
 }
 
 impl Listener {
-    /// Ends accepting; whoever waits for a connection wakes up.
-    pub fn stop(&self) {
-        if let Ok(socket) = &self.socket {
-            stop_raw(socket.as_fd().as_raw_fd(), Shutdown::Both);
+    /// Changes what holds for its connections.
+    pub fn set(&self, settings: &Arc<Settings>) {
+        *self.door.0.borrow_mut() = Arc::clone(settings);
+    }
+
+    /// Where a gate beside this one listens on the same address, sends it all that is new from now on.
+    pub fn hand_over(&self) -> Successors {
+        if self.inherited {
+            return Successors::default();
         }
+        handover::to_successors(self.socket.as_fd(), self.door.settings().sockets).unwrap_or_default()
+    }
+
+    /// Ends accepting, with what the kernel has completed before: a connection in the queue of a socket that is closed would
+    /// be reset.
+    pub async fn stop(self, successors: Successors) {
+        drop(self.socket);
+        let _ = self.stop.send(successors);
+        let _ = self.finished.await;
     }
 }
 
 /// Accepts for a worker until the listener is stopped. Connections above the limit are closed at once: the kernel would
 /// otherwise keep them waiting in a queue that nobody serves.
-pub async fn accept(worker: Rc<Worker>, listener: Rc<Listener>) {
-    let Ok(socket) = &listener.socket else { return };
-    accept_all(socket, |fd, peer| admit(&worker, &listener, fd, peer)).await;
+async fn accept(
+    home: Rc<Home>,
+    socket: Rc<Socket>,
+    inherited: bool,
+    door: Rc<Door>,
+    stopped: oneshot::Receiver<Successors>,
+) {
+    let serve = accept_all(&socket, |fd, peer| admit(&home, &door, fd, peer));
+    let successors = match select(pin!(serve), stopped).await {
+        Either::Right((Ok(successors), _)) => successors,
+        _ => Successors::default(),
+    };
+    // The queue of the service manager's socket is for whoever comes after this process.
+    if !inherited {
+        let settings = door.settings();
+        let mut open = settings.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // One socket after the other: each that goes changes the kernel's numbers of those that stay.
+        let _ = successors.before_one_of(*open, socket.as_fd());
+        while let Some(accepted) = next_in_queue(&socket) {
+            accepted.into_iter().for_each(|(fd, peer)| admit(&home, &door, fd, peer));
+        }
+        stop_raw(socket.as_fd().as_raw_fd(), Shutdown::Both);
+        *open = open.saturating_sub(1);
+    }
+}
+
+/// The next connection that is there, or one that died in the queue; none when the queue is empty.
+fn next_in_queue(socket: &Socket) -> Option<Option<(OwnedFd, SocketAddr)>> {
+    match socket.try_accept() {
+        Ok(accepted) => Some(Some(accepted)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Some(None),
+        Err(_) => None,
+    }
 }
 
 /// Accepts until the socket is stopped.
@@ -103,23 +183,23 @@ pub async fn accept_all(socket: &Socket, mut admit: impl FnMut(OwnedFd, SocketAd
     }
 }
 
-fn admit(worker: &Rc<Worker>, listener: &Listener, fd: OwnedFd, peer: SocketAddr) {
-    let counters = &worker.shared.counters;
+fn admit(home: &Rc<Home>, door: &Rc<Door>, fd: OwnedFd, peer: SocketAddr) {
+    let counters = &home.counters;
     let open = counters.connections.fetch_add(1, Ordering::Relaxed);
-    let place = Place(Rc::clone(worker));
-    if open >= worker.shared.config.limits.connections as u64 {
+    let place = Place(Rc::clone(home));
+    if open >= home.worker().shared.config.limits.connections as u64 {
         Counters::add(&counters.connections_refused, 1);
         return;
     }
-    let settings = Arc::clone(&listener.settings);
-    monoio::spawn(async move { connection::serve(&place.0, fd, peer, &settings).await });
+    let door = Rc::clone(door);
+    monoio::spawn(async move { connection::serve(&place.0, fd, peer, &door).await });
 }
 
 /// One of the connections that may be open at once.
-struct Place(Rc<Worker>);
+struct Place(Rc<Home>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.counters.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -85,14 +85,16 @@ impl Name {
             Err(_) => {}
         }
     }
+}
 
-    fn keep_fresh(&self, interval: Duration) {
-        let mut failing = false;
-        loop {
-            let never_found = self.addresses().1.is_empty();
-            thread::sleep(if never_found { interval.min(SOON) } else { interval });
-            self.refresh(&mut failing);
-        }
+/// Until nobody uses the name any more.
+fn keep_fresh_while_used(name: &Weak<Name>, interval: Duration) {
+    let mut failing = false;
+    while let Some(used) = name.upgrade() {
+        let never_found = used.addresses().1.is_empty();
+        drop(used);
+        thread::sleep(if never_found { interval.min(SOON) } else { interval });
+        name.upgrade().iter().for_each(|name| name.refresh(&mut failing));
     }
 }
 
@@ -102,7 +104,8 @@ impl Name {
 /// When a thread cannot be started.
 pub fn keep_fresh(names: Vec<Arc<Name>>, interval: Duration) -> io::Result<()> {
     for name in names.into_iter().filter(|name| !name.is_literal()) {
-        thread::Builder::new().name("names".to_owned()).spawn(move || name.keep_fresh(interval))?;
+        let name = Arc::downgrade(&name);
+        thread::Builder::new().name("names".to_owned()).spawn(move || keep_fresh_while_used(&name, interval))?;
     }
     Ok(())
 }

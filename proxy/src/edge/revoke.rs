@@ -1,4 +1,4 @@
-//! `portcullis revoke`, both ends of it: the command, and what the admin listener does about it.
+//! `portcullis revoke` and `portcullis reload`, both ends of them: the commands, and what the admin listener does about them.
 //!
 //! Any page in a browser of this machine can send a plain POST to the admin listener. It cannot add a field of its own
 //! without being allowed to, and we never allow it; nor can it, having rebound its own name to us, send a Host that is an
@@ -15,10 +15,14 @@ use clap::Args;
 
 use super::admin;
 use super::gate::Gate;
+use super::reload::Control;
 use crate::auth::principal::check_principal;
 
 const HEADER: &str = "X-Portcullis-Admin";
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A reload reads files, looks names up and tries upstreams.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Flags of `revoke`.
 #[derive(Debug, Clone, Args)]
@@ -48,7 +52,8 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
         }
         None => ("/revoke?all".to_owned(), "of everybody".to_owned()),
     };
-    let answer = post(args.admin, &target).map_err(|error| anyhow!("{}: {}", args.admin, problem(&error)))?;
+    let answer = post(args.admin, "revoke", &target, PATIENCE)
+        .map_err(|error| anyhow!("{}: {}", args.admin, problem(&error)))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     match head.split(' ').nth(1) {
         Some("200") => {
@@ -63,14 +68,45 @@ pub fn run(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn post(admin: SocketAddr, target: &str) -> io::Result<String> {
+/// Flags of `reload`.
+#[derive(Debug, Clone, Args)]
+pub struct ReloadArgs {
+    /// The admin listener of the gate
+    #[arg(long, value_name = "ADDR", default_value_t = admin::DEFAULT)]
+    pub admin: SocketAddr,
+}
+
+/// Has a running gate read its configuration again.
+///
+/// # Errors
+/// Everything that is wrong with the configuration, which then stays as it was; or that no gate is there.
+pub fn run_reload(args: &ReloadArgs) -> Result<ExitCode, Vec<String>> {
+    let at = args.admin;
+    let answer = post(at, "reload", "/reload", RELOAD_PATIENCE);
+    let answer = answer.map_err(|error| vec![format!("{at}: {}", problem(&error))])?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    match head.split(' ').nth(1) {
+        Some("200") => {
+            let _ = io::stdout().lock().write_all(body.as_bytes());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("409") => Err(body.lines().map(str::to_owned).collect()),
+        Some("404" | "405") => {
+            Err(vec![format!("{at}: no gate that knows `reload`; name its admin listener with --admin")])
+        }
+        Some(status) if !body.is_empty() => Err(vec![format!("{at}: the gate refuses ({status}): {}", body.trim())]),
+        _ => Err(vec![format!("{at}: no gate's admin listener; name it with --admin")]),
+    }
+}
+
+fn post(admin: SocketAddr, word: &str, target: &str, patience: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let fields = format!("Host: {admin}\r\n{HEADER}: revoke\r\nContent-Length: 0\r\nConnection: close\r\n");
+    let fields = format!("Host: {admin}\r\n{HEADER}: {word}\r\nContent-Length: 0\r\nConnection: close\r\n");
     write!(stream, "POST {target} HTTP/1.1\r\n{fields}\r\n")?;
     let mut answer = Vec::new();
-    stream.take(8192).read_to_end(&mut answer)?;
+    stream.take(1 << 20).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -122,21 +158,51 @@ pub fn calls_an_address(head: &[u8]) -> bool {
     Request::with("", text.split("\r\n").skip(1)).host.is_some_and(is_address)
 }
 
-/// Does what is asked, and says so: a status and a text. `local`: it was asked from this machine.
-pub fn obey(request: &Request<'_>, local: bool, gate: &Gate) -> (&'static str, String) {
-    const FORBIDDEN: &str = "403 Forbidden";
-    let Some(whom) = request.target.strip_prefix("/revoke").and_then(|rest| rest.strip_prefix('?')) else {
-        return ("404 Not Found", "only POST /revoke?user=NAME and POST /revoke?all\n".to_owned());
-    };
-    if !local {
-        return (FORBIDDEN, "only from the machine that the gate runs on\n".to_owned());
+/// What the admin listener answers: a status and a text.
+pub type Answer = (&'static str, String);
+
+/// Does what is asked, and says so. `local`: it was asked from this machine.
+pub fn obey(request: &Request<'_>, local: bool, control: &Control) -> Answer {
+    match request.target.split_once('?').unwrap_or((request.target, "")) {
+        ("/reload", "") => request.permit("reload", local).map_or_else(|answer| answer, |()| reload(control)),
+        ("/drain", "") => request.permit("drain", local).map_or_else(|answer| answer, |()| drain(control)),
+        ("/revoke", whom) if !whom.is_empty() => {
+            request.permit("revoke", local).map_or_else(|answer| answer, |()| forget(whom, &control.current().gate))
+        }
+        _ => ("404 Not Found", "only POST /revoke?user=NAME, /revoke?all, /reload and /drain\n".to_owned()),
     }
-    if request.word != Some("revoke") {
-        return (FORBIDDEN, format!("send it with {HEADER}: revoke\n"));
+}
+
+fn reload(control: &Control) -> Answer {
+    let text = |lines: Vec<String>| lines.iter().map(|line| format!("{line}\n")).collect();
+    match control.reload() {
+        Ok(lines) => ("200 OK", text(lines)),
+        Err(errors) => ("409 Conflict", text(errors)),
     }
-    if !request.host.is_some_and(is_address) {
-        return (FORBIDDEN, "call the admin listener by its address, not by a name\n".to_owned());
+}
+
+fn drain(control: &Control) -> Answer {
+    let text = if control.drain() { "draining\n" } else { "draining already\n" };
+    ("200 OK", text.to_owned())
+}
+
+impl Request<'_> {
+    /// Whether it comes from somebody who may ask for `word`; else the answer.
+    fn permit(&self, word: &str, local: bool) -> Result<(), Answer> {
+        let why = if !local {
+            "only from the machine that the gate runs on".to_owned()
+        } else if self.word != Some(word) {
+            format!("send it with {HEADER}: {word}")
+        } else if !self.host.is_some_and(is_address) {
+            "call the admin listener by its address, not by a name".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(("403 Forbidden", why + "\n"))
     }
+}
+
+fn forget(whom: &str, gate: &Gate) -> Answer {
     if whom == "all" {
         gate.forget();
         return ("200 OK", "revoked: all\n".to_owned());

@@ -1,24 +1,35 @@
 //! What the gate tells of itself: one JSON line for each exchange, and counters.
 //!
-//! Lines are written by a thread of their own behind a bounded queue. When the disk is slower than the traffic, lines are
-//! dropped and counted; the traffic does not wait.
+//! Lines are written by a thread of their own behind a bounded queue. When the disk is full or slower than the traffic,
+//! lines are dropped and counted; the traffic does not wait. Nor does it wake the writer for each line: having written
+//! what was there, the writer rests, and what came meanwhile goes out together.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use self::lines::Lines;
 use super::requests;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
+mod lines;
+
 /// Lines that may wait for the disk.
 const QUEUE: usize = 8192;
+
+/// How long the writer rests after it has written, and lines wait for company.
+const REST: Duration = Duration::from_millis(20);
+
+/// How long the end of the gate may wait for the last lines.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// Counters of the whole process, all since the start unless they say otherwise.
 #[derive(Debug, Default)]
@@ -43,8 +54,6 @@ pub struct Counters {
     pub connections_refused: AtomicU64,
     /// Connections closed at once because their peer had too many.
     pub connections_refused_to_peer: AtomicU64,
-    /// Access log lines dropped.
-    pub log_dropped: AtomicU64,
 }
 
 impl Counters {
@@ -116,11 +125,24 @@ impl Record {
     }
 }
 
-type Writer = (Box<dyn Write + Send>, Receiver<Box<Record>>);
+type Out = Box<dyn Write + Send>;
+type Writer = (Out, Receiver<Order>);
+
+/// What the writer is told.
+enum Order {
+    Write(Box<Record>),
+    /// Go on in this file.
+    GoOn(Out),
+    /// Say when all before this is written.
+    Finish(std::sync::mpsc::Sender<()>),
+}
 
 /// The way to the access log.
+#[derive(Default)]
 pub struct Log {
-    queue: Option<SyncSender<Box<Record>>>,
+    path: Option<PathBuf>,
+    queue: Option<SyncSender<Order>>,
+    dropped: Arc<AtomicU64>,
     /// Until the writer has started.
     writer: Mutex<Option<Writer>>,
 }
@@ -137,13 +159,13 @@ impl Log {
     /// # Errors
     /// When the file cannot be opened for appending; the text names it.
     pub fn prepare(to: &AccessLog) -> io::Result<Self> {
-        let out: Box<dyn Write + Send> = match to {
-            AccessLog::Off => return Ok(Self { queue: None, writer: Mutex::default() }),
-            AccessLog::Stdout => Box::new(io::stdout()),
-            AccessLog::File(path) => Box::new(append(path)?),
+        let (out, path): (Out, _) = match to {
+            AccessLog::Off => return Ok(Self::default()),
+            AccessLog::Stdout => (Box::new(io::stdout()), None),
+            AccessLog::File(path) => (Box::new(append(path)?), Some(path.clone())),
         };
-        let (queue, lines) = sync_channel(QUEUE);
-        Ok(Self { queue: Some(queue), writer: Mutex::new(Some((out, lines))) })
+        let (queue, orders) = sync_channel(QUEUE);
+        Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))), ..Self::default() })
     }
 
     /// Starts the writer.
@@ -152,8 +174,10 @@ impl Log {
     /// When the thread cannot be started.
     pub fn start(&self) -> io::Result<()> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((out, lines)) = writer {
-            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(out, &lines))?;
+        if let Some((out, orders)) = writer {
+            let dropped = Arc::clone(&self.dropped);
+            let task = move || write_lines(Lines::new(out), &orders, &dropped);
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
         }
         Ok(())
     }
@@ -164,12 +188,37 @@ impl Log {
     }
 
     /// Logs an exchange, or counts that it could not.
-    pub fn write(&self, record: Record, counters: &Counters) {
+    pub fn write(&self, record: Record) {
         if let Some(queue) = &self.queue
-            && queue.try_send(Box::new(record)).is_err()
+            && queue.try_send(Order::Write(Box::new(record))).is_err()
         {
-            Counters::add(&counters.log_dropped, 1);
+            Counters::add(&self.dropped, 1);
         }
+    }
+
+    /// Goes on in a new file of the same name, where the log is a file that somebody has moved away: its path.
+    ///
+    /// # Errors
+    /// When it cannot be opened; the old one is then written on.
+    pub fn reopen(&self) -> io::Result<Option<&std::path::Path>> {
+        let (Some(path), Some(queue)) = (&self.path, &self.queue) else { return Ok(None) };
+        let file = append(path)?;
+        let _ = queue.send(Order::GoOn(Box::new(file)));
+        Ok(Some(path))
+    }
+
+    /// Waits until every line is written, within reason.
+    pub fn finish(&self) {
+        let Some(queue) = &self.queue else { return };
+        let (done, wait) = channel();
+        if queue.send(Order::Finish(done)).is_ok() {
+            let _ = wait.recv_timeout(LAST_LINES);
+        }
+    }
+
+    /// Lines that nobody will read: the writer fell behind, or the disk took no more.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -183,16 +232,49 @@ fn append(path: &std::path::Path) -> io::Result<File> {
     opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// Writes what is there, then flushes once before it waits again.
-fn write_lines(out: Box<dyn Write + Send>, lines: &Receiver<Box<Record>>) {
-    let mut out = BufWriter::new(out);
-    while let Ok(first) = lines.recv() {
+/// Writes what is there, then rests: whoever sends meanwhile finds nobody to wake. What cannot be written is counted, and
+/// told once until it can again.
+fn write_lines(mut out: Lines, orders: &Receiver<Order>, dropped: &AtomicU64) {
+    while let Ok(first) = orders.recv() {
         let mut next = Some(first);
-        while let Some(record) = next {
-            let _ = writeln!(out, "{}", record.line());
-            next = lines.try_recv().ok();
+        while let Some(order) = next {
+            match order {
+                Order::Write(record) => {
+                    out.push(&record.line());
+                    if out.is_full() {
+                        flush(&mut out, dropped);
+                    }
+                }
+                Order::GoOn(file) => {
+                    flush(&mut out, dropped);
+                    out = Lines::new(file);
+                }
+                Order::Finish(done) => {
+                    flush(&mut out, dropped);
+                    let _ = done.send(());
+                }
+            }
+            next = orders.try_recv().ok();
         }
-        let _ = out.flush();
+        flush(&mut out, dropped);
+        std::thread::sleep(REST);
+    }
+}
+
+fn flush(out: &mut Lines, dropped: &AtomicU64) {
+    if out.is_empty() {
+        return;
+    }
+    let failing = out.has_failed();
+    match out.flush() {
+        Ok(()) if failing => say("access log: writing again"),
+        Ok(()) => {}
+        Err((lost, error)) => {
+            Counters::add(dropped, lost);
+            if !failing {
+                say(&format!("access log: {error}; lines are lost until it can be written again"));
+            }
+        }
     }
 }
 

@@ -146,7 +146,8 @@ impl Pool {
         self.count_idle();
         match taken {
             Some(Kept { stream, address }) => Ok(Connection { stream, address, reused: true, read: Vec::new() }),
-            None => self.connect().await,
+            // In a box of its own: it is rare, and every exchange would have to be as large as its timers.
+            None => Box::pin(self.connect()).await,
         }
     }
 

@@ -39,10 +39,11 @@ struct Entry {
 pub struct Watch {
     start: Instant,
     now: Cell<Millis>,
-    rate: MinimumRate,
+    rate: Cell<MinimumRate>,
     entries: RefCell<Vec<Option<Rc<Entry>>>>,
     free: RefCell<Vec<usize>>,
     draining: Cell<bool>,
+    closing: Cell<bool>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -76,10 +77,11 @@ impl Watch {
         Rc::new(Self {
             start: Instant::now(),
             now: Cell::new(0),
-            rate,
+            rate: Cell::new(rate),
             entries: RefCell::default(),
             free: RefCell::default(),
             draining: Cell::new(false),
+            closing: Cell::new(false),
         })
     }
 
@@ -127,9 +129,20 @@ impl Watch {
         self.draining.get()
     }
 
-    /// Ends all idle connections now, and each other one after its exchange.
+    /// Changes what bodies must keep up from now on.
+    pub fn set_rate(&self, rate: MinimumRate) {
+        self.rate.set(rate);
+    }
+
+    /// From now on each response is the last one of its connection, and says so.
     pub fn drain(&self) {
         self.draining.set(true);
+    }
+
+    /// Ends all idle connections now, and each other one after its exchange.
+    pub fn close_idle(&self) {
+        self.draining.set(true);
+        self.closing.set(true);
         for entry in self.entries.borrow().iter().flatten().filter(|entry| entry.idle.get()) {
             stop_raw(entry.fd, Shutdown::Read);
         }
@@ -151,7 +164,7 @@ impl Watch {
                 Expectation::Until(deadline) => late(deadline, Shutdown::Read),
                 Expectation::Activity(_, deadline) => late(deadline, Shutdown::Both),
                 Expectation::Rate(mut progress) => {
-                    let holds = progress.holds(now, &self.rate);
+                    let holds = progress.holds(now, &self.rate.get());
                     entry.expectation.set(Expectation::Rate(progress));
                     (!holds).then_some(Shutdown::Both)
                 }
@@ -182,7 +195,7 @@ impl Watched {
 
     /// Expects bytes to move at the minimum rate from now on; count them with [`Watched::moved`].
     pub fn expect_rate(&self) {
-        let progress = Progress::begin(self.place.watch.coarse_now(), &self.place.watch.rate);
+        let progress = Progress::begin(self.place.watch.coarse_now(), &self.place.watch.rate.get());
         self.place.entry.expectation.set(Expectation::Rate(progress));
     }
 
@@ -222,7 +235,7 @@ impl Watched {
     /// Marks the time between two requests, in which a drain may stop the socket.
     pub fn set_idle(&self, idle: bool) {
         self.place.entry.idle.set(idle);
-        if idle && self.place.watch.draining() {
+        if idle && self.place.watch.closing.get() {
             stop_raw(self.place.entry.fd, Shutdown::Read);
         }
     }

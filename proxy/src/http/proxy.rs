@@ -65,16 +65,15 @@ fn begins(bytes: &[u8], start: &[u8]) -> bool {
 }
 
 fn v1(bytes: &[u8]) -> Result<Option<Header>, NotProxy> {
-    let window = &bytes[..bytes.len().min(LONGEST_V1)];
+    // The return is the last byte but one at the latest.
+    let window = &bytes[..bytes.len().min(LONGEST_V1 - 1)];
     let Some(end) = window.iter().position(|&b| b == b'\r' || b == b'\n') else {
-        // The shortest way to end it is one more byte behind the return.
-        return if window.len() >= LONGEST_V1 - 1 { Err(Malformed("longer than 107 bytes")) } else { Ok(None) };
+        return if window.len() == LONGEST_V1 - 1 { Err(Malformed("longer than 107 bytes")) } else { Ok(None) };
     };
     if window[end] == b'\n' {
         return Err(Malformed("its line ends without a return"));
     }
     match bytes.get(end + 1) {
-        _ if end + 2 > LONGEST_V1 => return Err(Malformed("longer than 107 bytes")),
         None => return Ok(None),
         Some(b'\n') => {}
         Some(_) => return Err(Malformed("a return inside its line")),

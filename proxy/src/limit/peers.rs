@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::throttle::Source;
@@ -13,7 +14,7 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub struct Peers {
     /// 0: any number.
-    most: usize,
+    most: AtomicUsize,
     shards: [Mutex<HashMap<Source, usize>>; SHARDS],
 }
 
@@ -27,18 +28,24 @@ pub struct Place<'p> {
 impl Peers {
     /// At most `most` connections for each peer; 0: any number.
     pub fn new(most: usize) -> Self {
-        Self { most, shards: Default::default() }
+        Self { most: AtomicUsize::new(most), shards: Default::default() }
+    }
+
+    /// Changes the limit; who has more than that keeps it. Places taken while there was no limit are not counted.
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// A place for a new connection, if the peer has one left.
     pub fn enter(&self, peer: IpAddr) -> Option<Place<'_>> {
-        if self.most == 0 {
+        let most = self.most.load(Ordering::Relaxed);
+        if most == 0 {
             return Some(Place { peers: self, source: None });
         }
         let source = Source::from(peer);
         let mut shard = self.shard(source).lock().unwrap_or_else(PoisonError::into_inner);
         let open = shard.entry(source).or_default();
-        if *open >= self.most {
+        if *open >= most {
             return None;
         }
         *open += 1;

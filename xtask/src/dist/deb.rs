@@ -33,7 +33,7 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
     let root = workspace::root();
     let packaging = root.join("xtask/packaging");
     install(release.program, &tree.join("usr/bin/portcullis"), 0o755)?;
-    for unit in ["portcullis.service", "portcullis-guard.service"] {
+    for unit in ["portcullis.service", "portcullis.socket", "portcullis-guard.service"] {
         install(&packaging.join(unit), &tree.join("lib/systemd/system").join(unit), 0o644)?;
     }
     install(&packaging.join("portcullis.toml"), &tree.join("etc/portcullis/portcullis.toml"), 0o640)?;

@@ -166,7 +166,7 @@ impl Gate {
 #[derive(Debug)]
 pub struct AuthService {
     addr: SocketAddr,
-    _service: Service,
+    service: Service,
     _dir: TempDir,
 }
 
@@ -181,13 +181,24 @@ impl AuthService {
         let cmd = Cmd::new(program).args(["auth-service", "--listen", &addr.to_string(), "--htpasswd"]).arg(htpasswd);
         let mut service = Service::start("portcullis-auth-service", cmd, dir.path())?;
         service.wait_listening(addr)?;
-        Ok(Self { addr, _service: service, _dir: dir })
+        Ok(Self { addr, service, _dir: dir })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
+    }
+
+    /// Kills it (SIGKILL), and waits for its end.
+    pub fn kill(&mut self) {
+        self.service.kill();
     }
 
     /// Its URL, as the gate's `--auth-backend` takes it.

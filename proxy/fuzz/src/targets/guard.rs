@@ -103,10 +103,10 @@ pub(super) fn frame(data: &[u8]) {
     let Some((from, to, at)) = segment(frame) else { return };
     let bounded = matches!(outcome, Outcome::Refused(Reason::Tags | Reason::Extensions, _));
     let right = match (policy.protects(to, at), from == GATE) {
-        (true, false) => matches!(outcome, Outcome::Refused(..)),
+        // A packet to no address is the kernel's to drop; where its port cannot be read the guard leaves it to that.
+        (true, false) => matches!(outcome, Outcome::Refused(..)) || to.is_unspecified(),
         (true, true) => outcome == Outcome::Passed(Reason::Admitted) || bounded,
-        // Nobody can listen on port 0, whose place in the tables stands for "some port".
-        (false, _) => outcome == Outcome::Untouched || bounded || at == port::ANY,
+        (false, _) => outcome == Outcome::Untouched || bounded,
     };
     assert!(right, "{outcome:?} for {from:?} to {to:?} port {at:?}");
 }

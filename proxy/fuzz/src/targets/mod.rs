@@ -4,17 +4,19 @@
 
 mod guard;
 mod http;
+mod proxy;
 mod words;
 
 /// A parser at work on some bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also the name of its corpus.
-pub const ALL: [(&str, Target); 9] = [
+pub const ALL: [(&str, Target); 10] = [
     ("request_head", http::request_head),
     ("response_head", http::response_head),
     ("chunked", http::chunked),
     ("target", words::target),
+    ("proxy_header", proxy::header),
     ("credentials", words::credentials),
     ("htpasswd", words::htpasswd),
     ("config", words::config),

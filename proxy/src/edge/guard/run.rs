@@ -3,9 +3,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -23,6 +21,7 @@ use super::pins::{Hook, Pinned, Pins};
 use super::policy::{Policy, present};
 use super::rings::{Change, require_free, run_generation};
 use super::trial::{self, Trial};
+use crate::edge::notify;
 use crate::edge::sys::privilege;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,7 +42,7 @@ pub(super) fn run(args: &EnforceArgs, mut each_minute: impl FnMut(&Pins, &Policy
     let stop = stop_signal().context("cannot catch signals")?;
     let mut agent = Agent::begin(args)?;
     privilege::keep_only_capabilities_for_bpf().context("cannot give up capabilities")?;
-    notify("READY=1");
+    notify::tell("READY=1");
     let mut minute = Instant::now();
     loop {
         let next = agent.tend();
@@ -305,21 +304,4 @@ fn wait(changes: &OwnedFd, stop: &UnixStream, patience: Duration) -> anyhow::Res
     } else {
         Woken::Time
     })
-}
-
-/// Tells the service manager, where there is one.
-fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent = UnixDatagram::unbound().and_then(|socket| {
-        let to = match path.as_bytes().strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&path)?,
-        };
-        socket.send_to_addr(state.as_bytes(), &to)
-    });
-    if let Err(error) = sent {
-        eprintln!("portcullis: warning: cannot tell the service manager: {error}");
-    }
 }

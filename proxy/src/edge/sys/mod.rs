@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod driver;
+pub mod inherited;
 pub mod memory;
 pub mod namespace;
 pub mod pipe;

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::server::{Expiry, Server};
+use crate::edge::reload::Control;
 use crate::edge::telemetry::{Counters, say};
 use crate::edge::worker::Shared;
 
@@ -29,19 +30,19 @@ const DAY: u64 = 86_400;
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn watch(shared: &Arc<Shared>) -> std::io::Result<()> {
-    if shared.tls.is_empty() {
-        return Ok(());
-    }
-    let shared = Arc::clone(shared);
+pub fn watch(control: &Arc<Control>) -> std::io::Result<()> {
     // Here, not on the thread: a change from now on is a change.
-    let mut watched: Vec<Watch> = shared.tls.iter().map(|server| Watch::new(Arc::clone(server))).collect();
-    watched.iter().for_each(warn_of_unreadable);
+    let mut watched = Vec::new();
+    let shared = control.current();
+    follow(&mut watched, &shared.tls);
     warn_of_ends(&shared.tls);
+    let control = Arc::clone(control);
     let look = move || {
         let mut warned = Instant::now();
         loop {
             thread::sleep(LOOK);
+            let shared = control.current();
+            follow(&mut watched, &shared.tls);
             for watch in &mut watched {
                 watch.look(&shared);
             }
@@ -53,6 +54,18 @@ pub fn watch(shared: &Arc<Shared>) -> std::io::Result<()> {
     };
     thread::Builder::new().name("certificates".to_owned()).spawn(look)?;
     Ok(())
+}
+
+/// Watches the listeners that there are now.
+fn follow(watched: &mut Vec<Watch>, servers: &[Arc<Server>]) {
+    watched.retain(|watch| servers.iter().any(|server| Arc::ptr_eq(server, &watch.server)));
+    for server in servers {
+        if !watched.iter().any(|watch| Arc::ptr_eq(server, &watch.server)) {
+            let watch = Watch::new(Arc::clone(server));
+            warn_of_unreadable(&watch);
+            watched.push(watch);
+        }
+    }
 }
 
 /// What changes when a file is written, replaced, or given to another user; also when a link on its path is.

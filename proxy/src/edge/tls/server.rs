@@ -72,6 +72,11 @@ impl Server {
         self.client_ca.is_some()
     }
 
+    /// The file of the authorities that clients are asked for.
+    pub fn client_ca(&self) -> Option<&Path> {
+        self.client_ca.as_deref()
+    }
+
     /// Until when its certificates hold.
     pub fn expiries(&self) -> Vec<Expiry> {
         let loaded = self.loaded();

@@ -131,6 +131,16 @@ fn a_wrong_length_is_refused_before_its_bytes_have_come() {
     assert!(parse(&header[..16]).is_err());
 }
 
+#[test]
+fn an_overlong_line_is_named_so_however_it_comes() {
+    for end in ["\n", "\r\n", "x\n"] {
+        let line = format!("PROXY UNKNOWN {}{end}", "x".repeat(92));
+        for n in 106..=line.len() {
+            assert_eq!(parse(&line.as_bytes()[..n]), Err(Malformed("longer than 107 bytes")), "{n} of {line:?}");
+        }
+    }
+}
+
 fn some_header() -> impl Strategy<Value = Vec<u8>> {
     let port = 0u32..70_000;
     let v1 = ("TCP4|TCP6|UNKNOWN|UDP4", any::<Ipv4Addr>(), any::<Ipv6Addr>(), any::<bool>(), port).prop_map(
