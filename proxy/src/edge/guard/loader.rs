@@ -105,7 +105,9 @@ fn refusal(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let reason = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+            let figures = ["processed", "stack depth", "verification time"];
+            let reason =
+                log.lines().rev().find(|line| !line.is_empty() && !figures.iter().any(|f| line.starts_with(f)));
             format!("{io_error}: {}", reason.unwrap_or("Linux 6.1 or later is needed"))
         }
         other => one_line(other),
