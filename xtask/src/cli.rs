@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build_ebpf, coverage, demo, dist, fuzz, soak, suite};
+use crate::{bench, build_ebpf, coverage, demo, dist, fuzz, soak, suite, vm_test};
 
 /// Builds, shows, tests and measures Portcullis.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ pub enum Command {
     Soak(soak::Args),
     /// Look for bytes that break a promise of a parser
     Fuzz(fuzz::Args),
+    /// Run the static release binary and its guard on stock Debian kernels, in virtual machines
+    VmTest(vm_test::Args),
     /// Count the lines of the gate that its tests run, room by room
     Coverage(coverage::Args),
 }
@@ -47,6 +49,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Dist(args) => dist::run(args),
         Command::Soak(args) => soak::run(args),
         Command::Fuzz(args) => fuzz::run(args),
+        Command::VmTest(args) => vm_test::run(args),
         Command::Coverage(args) => coverage::run(args),
     }
 }

@@ -92,7 +92,7 @@ fn architecture() -> anyhow::Result<&'static str> {
 /// A release binary without shared libraries: it runs on every distribution, and in an empty image.
 ///
 /// The target is named although it is the host's: without it the flags would reach build scripts and macros too.
-fn build() -> anyhow::Result<PathBuf> {
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
     build_ebpf::run(&build_ebpf::Args { install: true, ..Default::default() })?;
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis", "--target", &triple]);

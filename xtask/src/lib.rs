@@ -10,4 +10,5 @@ pub mod fuzz;
 pub mod lab;
 pub mod soak;
 pub mod suite;
+pub mod vm_test;
 pub mod workspace;

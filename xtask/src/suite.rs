@@ -11,7 +11,7 @@ use crate::lab::packages::{self, Need};
 use crate::lab::process::is_root;
 use crate::lab::ui::{Step, say, table};
 use crate::lab::{interrupt, skips};
-use crate::{build_ebpf, dist, workspace};
+use crate::{build_ebpf, dist, vm_test, workspace};
 
 mod libtest;
 mod supply_chain;
@@ -155,6 +155,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         summary.check("core alone", core_alone)?;
         summary.check("supply chain", supply_chain::check)?;
         summary.check("release build and packages", packages)?;
+        summary.check("stock kernels in virtual machines", kernels)?;
     }
     tests(&mut summary, args)?;
     summary.show()
@@ -217,6 +218,14 @@ fn packages() -> anyhow::Result<Outcome> {
     if let Some(at) = text.find("warning:") {
         bail!("cargo build --release warns:\n{}", tail(&text[at..]));
     }
+    Ok(Outcome::Passed)
+}
+
+fn kernels() -> anyhow::Result<Outcome> {
+    if let Some(reason) = vm_test::why_not() {
+        return Ok(Outcome::Skipped(reason));
+    }
+    vm_test::run(&vm_test::Args { kernel: vm_test::kernels(), program: None })?;
     Ok(Outcome::Passed)
 }
 

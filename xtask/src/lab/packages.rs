@@ -89,6 +89,10 @@ pub const DPKG_DEB: Need = need("dpkg-deb", "dpkg", "builds the Debian package")
 pub const GZIP: Need = need("gzip", "gzip", "compresses manual pages");
 /// Archives.
 pub const TAR: Need = need("tar", "tar", "writes the image's layer");
+/// Virtual machines.
+pub const QEMU: Need = need("qemu-system-x86_64", "qemu-system-x86", "boots other kernels");
+/// All the programs of a small machine in one, without shared libraries.
+pub const BUSYBOX: Need = need("busybox", "busybox-static", "is the user space of the virtual machines");
 
 /// Those of `needs` whose program is not on this machine.
 #[must_use]
