@@ -76,7 +76,7 @@ impl Serve {
 
 /// Asks from inside the namespace; the whole answer.
 fn ask(world: &World, addr: SocketAddr, target: &'static str, fields: &str) -> String {
-    let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n{fields}\r\n");
     world.within("in", move || {
         let mut stream = TcpStream::connect(addr).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
