@@ -231,6 +231,54 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
     assert_eq!(get(gate.addr(), "/", Some(CREDS)).unwrap().status, 413);
 }
 
+/// The upstream answers early and waits for the rest of a request that will never come: it has to be told, or all three
+/// wait for each other.
+#[test]
+fn a_client_that_breaks_off_after_an_early_answer_ends_the_exchange() {
+    let (told, ended) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let upstream = Raw::start(move |_, mut stream| {
+        if read_head(&mut stream).is_empty() {
+            return;
+        }
+        say(&mut stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+        let (body, _) = read_all(&mut stream);
+        told.lock().unwrap().send(body).unwrap();
+    });
+    let gate = gate(&upstream.url(), "http");
+    let mut stream = open(gate.addr());
+    let head = format!("PUT / HTTP/1.1\r\nHost: a\r\n{}Content-Length: 10\r\n\r\n01234", auth());
+    stream.write_all(head.as_bytes()).unwrap();
+    read_until(&mut stream, b"abc");
+    drop(stream);
+    let body = ended.recv_timeout(Duration::from_secs(10)).expect("the upstream sees the end of the request");
+    assert_eq!(body, b"01234");
+}
+
+/// Closed with bytes of the client still unread, a connection is reset, and what is on its way in it is lost.
+#[test]
+fn the_last_answer_arrives_whole_though_the_client_goes_on_sending() {
+    const LENGTH: usize = 8 << 20;
+    let upstream = Raw::start(|_, mut stream| {
+        if !read_head(&mut stream).is_empty() {
+            say(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"));
+            let _ = stream.write_all(&vec![b'x'; LENGTH]);
+        }
+    });
+    let gate = gate(&upstream.url(), "http");
+    let mut stream = open(gate.addr());
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}\r\n", auth()).as_bytes()).unwrap();
+    let head = read_until(&mut stream, b"\r\n\r\n");
+    stream.write_all(b"what nobody asked for").unwrap();
+    // The gate is done with all but what fits into the sockets, and closes, before this reads on.
+    let mut got = vec![0; LENGTH / 2];
+    stream.read_exact(&mut got).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let (rest, reset) = read_all(&mut stream);
+    let body = String::from_utf8_lossy(&head).split_once("\r\n\r\n").unwrap().1.len() + got.len() + rest.len();
+    assert_eq!((body, reset), (LENGTH, false));
+}
+
 /// Upstream answers that break off, and the same broken off differently.
 #[test]
 fn a_cut_body_never_looks_whole() {

@@ -54,7 +54,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub enum Next {
     /// Another request may come.
     KeepAlive,
-    /// Everything was said.
+    /// Everything was said. If the client has sent more all the same, the end lingers.
     Close,
     /// A response was sent, but the client may still be sending.
     Linger,
@@ -339,9 +339,11 @@ impl Client<'_> {
         match how {
             Next::Abort => self.stream.socket().reset_on_close(),
             Next::Cut => {}
-            Next::KeepAlive | Next::Close => self.stream.finish_sending(),
-            Next::Linger => {
+            Next::KeepAlive | Next::Close | Next::Linger => {
                 self.stream.finish_sending();
+                if how != Next::Linger && !self.stream.socket().has_unread() {
+                    return;
+                }
                 self.stream.socket().expect_within(LINGER);
                 let mut scrap = Vec::new();
                 while matches!(self.stream.read(&mut scrap, HEAD_READ).await, Ok(1..)) {

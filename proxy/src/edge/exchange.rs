@@ -255,6 +255,10 @@ impl Exchange<'_> {
         let (next, _) = match select(responding.as_mut(), sending.as_mut()).await {
             // When the response is out, the rest of the request has no one to go to.
             Either::Left((done, _)) => done,
+            // The upstream may wait for the rest before it ends its response: nobody would ever end this.
+            Either::Right((Err(broken @ (Broken::Source(_) | Broken::Chunks(_))), _)) => {
+                return Err(Failed::Client(broken.to_string()));
+            }
             Either::Right((_, responding)) => responding.await,
         };
         Ok(Sent::Answered(next))

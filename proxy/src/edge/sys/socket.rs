@@ -242,6 +242,14 @@ impl Socket {
         matches!(recv(self, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(rustix::io::Errno::WOULDBLOCK))
     }
 
+    /// Whether the peer has sent what nobody has read: closing would then be a reset, which takes from the peer what it
+    /// has not read itself. A TLS record of another kind than data shows as an error.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [0];
+        let seen = recv(self, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        !matches!(seen, Ok((_, 0)) | Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
     /// Makes closing a reset, which nobody takes for the end of a body.
     pub fn reset_on_close(&self) {
         let _ = sockopt::set_socket_linger(self, Some(std::time::Duration::ZERO));
