@@ -34,4 +34,5 @@
 //! | distribution CVE-2025-24976: a token was checked with the key that it brought along | only Basic credentials are a login here; the backend alone judges anything else | `past_failures::a_token_of_the_clients_own_making_is_no_login` |
 //! | Linux: past a user's quota a new pipe holds one page, and splicing crawls | the true size is read back, pipes are pooled and held during a transfer only | `pipe::a_pipe_says_its_true_size_and_is_used_again` |
 //! | httparse before a strict layer: bare LF, empty chunk sizes, two hosts | everything that it tolerates is checked again | `head::every_ambiguity_is_a_400`, `corpora::every_file_of_the_corpora_is_read_as_promised` |
+//! | kTLS in general: TLS 1.2 keys handed to the kernel with the nonce that the handshake had used already | the kernel's nonces begin in the other half of all numbers; the wire is looked at in `cargo xtask vm-test` | `ktls::no_nonce_of_tls_1_2_is_used_twice` |
 //! | Slowloris: heads that never end hold every connection | a head has a deadline and a size | `data_plane::a_slow_head_is_given_up` |

@@ -33,7 +33,7 @@ const KEYS: [(&str, &str, &str); 67] = [
     ("admin", "\"127.0.0.1:9180\"", "health, metrics, revoke, reload, drain; or \"off\""),
     ("access_log", "\"-\"", "a file, \"-\" for standard output, or \"off\""),
     ("allow_plaintext_credentials", "false", "take passwords over plain HTTP on addresses that others reach"),
-    ("ktls", "\"auto\"", "TLS in the kernel: \"auto\" or \"off\""),
+    ("ktls", "\"auto\"", "TLS in the kernel: \"auto\", \"off\" or \"require\""),
     ("listen.address", "\"0.0.0.0:443\"", "IP:PORT"),
     ("listen.redirect", "\"https://registry.example.com\"", "send every request on to this origin, and serve nothing"),
     ("listen.tls", "[{ cert = \"registry.pem\", key = \"registry.key\" }]", "several: chosen by server name"),

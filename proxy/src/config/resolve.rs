@@ -205,12 +205,7 @@ impl Resolver<'_> {
         let given = self.one(&overrides::KTLS, self.flags.ktls.as_ref(), file.ktls.as_ref(), "ktls");
         let Some(given) = given else { return Ktls::Auto };
         let words = [("auto", Ktls::Auto), ("off", Ktls::Off), ("require", Ktls::Require)];
-        let ktls = self.choice(&given, &words).unwrap_or(Ktls::Auto);
-        if ktls == Ktls::Require {
-            let fault = Fault::new("this version encrypts in user space", "use \"auto\"");
-            self.fail(fault, &given.place);
-        }
-        ktls
+        self.choice(&given, &words).unwrap_or(Ktls::Auto)
     }
 }
 

@@ -175,6 +175,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
         SOURCES.iter().zip(&counters.verdicts).map(|(s, n)| (format!("{{source=\"{s}\"}}"), load(n))).collect();
     let bytes = [
         ("{path=\"splice\"}".to_owned(), load(&counters.bytes_spliced)),
+        ("{path=\"ktls\"}".to_owned(), load(&counters.bytes_ktls)),
         ("{path=\"copy\"}".to_owned(), load(&counters.bytes_copied)),
     ];
     family("portcullis_exchanges_total", "counter", "Exchanges by status class.", &exchanges);
@@ -192,6 +193,8 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     family("portcullis_log_dropped_total", "counter", "Access log lines that could not be written.", &dropped);
     let tls = &counters.tls;
     family("portcullis_tls_handshakes_total", "counter", "Finished TLS handshakes.", &tls.done_samples());
+    let taken = tls.taken_samples();
+    family("portcullis_tls_connections_total", "counter", "Encrypted connections by who encrypts them.", &taken);
     let failed = tls.failed_samples();
     family("portcullis_tls_handshake_failures_total", "counter", "Failed TLS handshakes by reason.", &failed);
     let under_way = plain(shared.handshakes.taken() as u64);

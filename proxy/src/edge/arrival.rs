@@ -7,7 +7,7 @@ use super::listener::Settings;
 use super::stream::Stream;
 use super::telemetry::{Counters, say};
 use super::tls::tally::Reason;
-use super::tls::{Server, Session};
+use super::tls::{Server, Session, Taken, kernel};
 use super::watch::Watched;
 use super::worker::Worker;
 use crate::auth::ClientCertificate;
@@ -46,13 +46,13 @@ pub async fn arrive<'p>(
         Counters::add(&worker.shared.counters.connections_refused_to_peer, 1);
         return None;
     };
-    let (session, certificate, read) = match &settings.tls {
+    let (taken, certificate, read) = match &settings.tls {
         None => {
             return Some(Arrival { stream: Stream::plain(socket), peer, certificate: None, read: Vec::new(), place });
         }
         Some(server) => secure(worker, &socket, peer, server).await?,
     };
-    Some(Arrival { stream: Stream::secure(socket, session), peer, certificate, read, place })
+    Some(Arrival { stream: Stream::secure(socket, taken), peer, certificate, read, place })
 }
 
 /// Where the connection comes from, as a peer says that has to say so.
@@ -105,7 +105,7 @@ async fn header(socket: &Watched) -> io::Result<Option<SocketAddr>> {
     }
 }
 
-type Secured = (Session, Option<ClientCertificate>, Vec<u8>);
+type Secured = (Taken, Option<ClientCertificate>, Vec<u8>);
 
 async fn secure(worker: &Worker, socket: &Watched, peer: SocketAddr, server: &Server) -> Option<Secured> {
     let shared = &worker.shared;
@@ -127,9 +127,21 @@ async fn secure(worker: &Worker, socket: &Watched, peer: SocketAddr, server: &Se
         }
     };
     drop(turn);
-    socket.expect_nothing();
     tally.done(&session);
     let certificate = session.peer_certificate().filter(|_| server.knows_clients());
     let certificate = certificate.and_then(|der| ClientCertificate::read(&der));
-    Some((session, certificate, read))
+    let taken = match &shared.ktls {
+        None => Ok(Taken::Process(session)),
+        Some(support) => kernel::hand_over(session, socket, &mut read, support).await,
+    };
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            tally.failed(Reason::of(&error, socket.expired()), peer, &error);
+            return None;
+        }
+    };
+    socket.expect_nothing();
+    tally.taken(&taken);
+    Some((taken, certificate, read))
 }

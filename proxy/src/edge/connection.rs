@@ -281,7 +281,7 @@ impl Client<'_> {
             Framing::Length(length) => length <= DISCARDED && !head.expects_continue,
             Framing::Chunked | Framing::UntilClose => false,
         };
-        let keep_alive = head.keep_alive && body == Body::Unread && small && !self.worker.watch.draining();
+        let keep_alive = head.keep_alive && body == Body::Unread && small && self.may_go_on();
         let style = Style {
             oci,
             realm: &self.worker.shared.config.auth.realm,
@@ -351,6 +351,11 @@ impl Client<'_> {
                 }
             }
         }
+    }
+
+    /// Whether another request may come on this connection, for all that the gate knows.
+    pub fn may_go_on(&self) -> bool {
+        !self.worker.watch.draining() && !self.stream.is_worn()
     }
 
     fn log(&self, mut record: Record) {

@@ -12,7 +12,7 @@ use super::connection::{Body, Client, Next};
 use super::plan::Plan;
 use super::relay::{self, Broken, Moved};
 use super::stream::Stream;
-use super::telemetry::{Counters, Record};
+use super::telemetry::Record;
 use super::tunnel;
 use super::upstream::{Connection, NoResponse, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
@@ -318,7 +318,7 @@ impl Exchange<'_> {
                 return (next, false);
             }
         };
-        let keep_alive = whole && self.head.keep_alive && !self.client.worker.watch.draining();
+        let keep_alive = whole && self.head.keep_alive && self.client.may_go_on();
         let plan = forward::plan_response(&response, self.head.version, keep_alive);
         record.status = response.status;
         lease.answered(response.status);
@@ -361,10 +361,7 @@ impl Exchange<'_> {
         };
         let result = self.client.worker.mover.relay(&body, read, out).await;
         record.sent = sent.total();
-        record.spliced = sent.spliced.get() > 0;
-        let counters = &self.client.worker.shared.counters;
-        Counters::add(&counters.bytes_copied, sent.copied.get());
-        Counters::add(&counters.bytes_spliced, sent.spliced.get());
+        record.relay = self.client.worker.shared.counters.body(&sent, &self.client.stream);
         result
     }
 }

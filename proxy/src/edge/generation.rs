@@ -16,7 +16,7 @@ use super::names::Name;
 use super::origins::Finder;
 use super::passwords::Passwords;
 use super::telemetry::{Counters, Log};
-use super::tls::Server;
+use super::tls::{Server, kernel};
 use super::upstream::Service;
 use super::worker::{Shared, Site, same_services};
 use crate::config::Config;
@@ -57,11 +57,13 @@ pub fn first(config: Config, met: Met, tls: Vec<Arc<Server>>) -> anyhow::Result<
     let gate = gate(&config, None)?;
     let (services, names) = services(&config, None)?;
     let limits = &config.limits;
+    let ktls = kernel::support(config.ktls, !tls.is_empty())?;
     let shared = Shared {
         sites: services.sites,
         gate,
         backend: services.backend,
         voucher: met.voucher,
+        ktls,
         tls,
         handshakes: Arc::new(Turns::new(limits.handshakes, limits.connections)),
         guard: met.metrics,
@@ -91,11 +93,17 @@ pub fn next(config: Config, before: &Shared, tls: Vec<Arc<Server>>) -> anyhow::R
     } else {
         Arc::new(Turns::new(limits.handshakes, limits.connections))
     };
+    let ktls = match &before.ktls {
+        Some(support) => Some(Arc::clone(support)),
+        // The first listener with TLS, perhaps.
+        None => kernel::support(config.ktls, !tls.is_empty())?,
+    };
     let shared = Shared {
         sites: services.sites,
         gate,
         backend: services.backend,
         voucher: before.voucher.clone(),
+        ktls,
         tls,
         handshakes,
         guard: before.guard.clone(),

@@ -1,7 +1,7 @@
 //! Bodies: from one socket to the other, counted to the byte, never collected.
 //!
-//! Between plain sockets a body goes through a pipe with splice(2) and never enters this process, if its length is known
-//! and worth it or if the sender's end is its end. Everything else is copied through one buffer, read and written in
+//! Between sockets that are plain, or that the kernel encrypts, a body goes through a pipe with splice(2) and never enters
+//! this process, if its length is known and worth it or if the sender's end is its end. Everything else is copied through one buffer, read and written in
 //! turn, so that a slow receiver slows the sender down and memory stays flat. While there is nothing to read, a
 //! transfer holds neither pipe nor buffer.
 
@@ -163,12 +163,12 @@ impl Mover {
     /// [`Broken`]; both connections must then be closed.
     pub async fn flow(&self, body: &Body<'_>, mut rest: Rest, read: &mut Vec<u8>) -> Result<(), Broken> {
         let spliced = rest.is_worth(self.threshold);
-        let sockets = body.from.spliceable().zip(body.to.spliceable()).filter(|_| spliced);
+        let spliced = spliced && body.from.is_spliceable() && body.to.is_spliceable();
         let mut turn = Turn::default();
         while !rest.is_over() {
             turn.pause(body).await?;
-            match sockets.and_then(|sockets| Some((sockets, self.pipes.take()?))) {
-                Some(((from, to), pipe)) => self.splice(body, from, to, &mut rest, pipe, &mut turn).await?,
+            match spliced.then(|| self.pipes.take()).flatten() {
+                Some(pipe) => self.splice(body, &mut rest, pipe, &mut turn).await?,
                 None => self.copy(body, &mut rest, read, &mut turn).await?,
             }
         }
@@ -201,17 +201,10 @@ impl Mover {
     /// Moves through `pipe` what the sender has, until it has nothing more at the moment. Direct splice(2) after
     /// readiness: io_uring's own splice always goes to a kernel thread, which costs more and stays behind for each
     /// stalled client.
-    async fn splice(
-        &self,
-        body: &Body<'_>,
-        from: &Watched,
-        to: &Watched,
-        rest: &mut Rest,
-        pipe: Pipe,
-        turn: &mut Turn,
-    ) -> Result<(), Broken> {
+    async fn splice(&self, body: &Body<'_>, rest: &mut Rest, pipe: Pipe, turn: &mut Turn) -> Result<(), Broken> {
+        let (from, to) = (body.from.socket(), body.to.socket());
         while !rest.is_over() {
-            let mut held = match from.try_splice_in(&pipe, rest.at_most(usize::MAX)) {
+            let mut held = match body.from.try_splice_in(&pipe, rest.at_most(usize::MAX)) {
                 Ok(0) => {
                     pipe.recycle();
                     return rest.ended(body);
@@ -231,7 +224,7 @@ impl Mover {
             }
             let more = body.rechunk || rest.goes_on();
             while held > 0 {
-                match to.try_splice_out(&pipe, held, more) {
+                match body.to.try_splice_out(&pipe, held, more) {
                     Ok(n) => {
                         held -= n;
                         to.moved(n as u64);

@@ -141,6 +141,10 @@ fn announce(shared: &Shared, workers: usize, driver: DriverKind, guarded: &str) 
         let scheme = if configured.tls.is_empty() { "http" } else { "https" };
         say(&format!("listening on {scheme}://{}", configured.address));
     }
+    if !shared.tls.is_empty() {
+        let by = if shared.ktls.is_some() { "the kernel (kTLS)" } else { "this process" };
+        say(&format!("TLS records are sealed by {by}"));
+    }
     say(guarded);
     let with = if shared.voucher.is_some() { "with a guard" } else { "without a guard" };
     say(&format!("ready: {workers} workers on {driver}, {with}"));

@@ -1,18 +1,27 @@
-//! A connection, to a client or to an upstream: a watched socket, with or without TLS.
+//! A connection, to a client or to an upstream: a watched socket, with or without TLS, in this process or in the kernel.
 
 use std::cell::Cell;
 use std::io;
 
-use super::tls::{Session, Trust};
+use super::sys::pipe::Pipe;
+use super::tls::{KernelSession, Session, Taken, Trust};
 use super::watch::Watched;
 
 /// A connection. All methods take `&self`: reading and writing go on at once.
 #[derive(Debug)]
 pub struct Stream {
     socket: Watched,
-    tls: Option<Session>,
+    tls: Layer,
     /// Bytes behind the next head are for splice(2).
     leaves_bodies: Cell<bool>,
+}
+
+/// Who encrypts.
+#[derive(Debug)]
+enum Layer {
+    Nobody,
+    Process(Session),
+    Kernel(KernelSession),
 }
 
 /// Reads what is there, waiting for the first byte: 0 at the end of the stream.
@@ -55,14 +64,22 @@ async fn send_pieces(socket: &Watched, mut bytes: &[u8], more: bool) -> io::Resu
 }
 
 impl Stream {
+    fn new(socket: Watched, tls: Layer) -> Self {
+        Self { socket, tls, leaves_bodies: Cell::default() }
+    }
+
     /// A connection without TLS.
     pub fn plain(socket: Watched) -> Self {
-        Self { socket, tls: None, leaves_bodies: Cell::default() }
+        Self::new(socket, Layer::Nobody)
     }
 
     /// A connection whose handshake is done.
-    pub fn secure(socket: Watched, session: Session) -> Self {
-        Self { socket, tls: Some(session), leaves_bodies: Cell::default() }
+    pub fn secure(socket: Watched, by: Taken) -> Self {
+        let layer = match by {
+            Taken::Process(session) => Layer::Process(session),
+            Taken::Kernel(session) => Layer::Kernel(session),
+        };
+        Self::new(socket, layer)
     }
 
     /// Performs the client's part of the TLS handshake with an upstream.
@@ -71,7 +88,7 @@ impl Stream {
     /// As [`Session::connect`].
     pub async fn trusting(socket: Watched, to: &Trust, early: &mut Vec<u8>) -> io::Result<Self> {
         let session = Session::connect(to, &socket, early).await?;
-        Ok(Self { socket, tls: Some(session), leaves_bodies: Cell::default() })
+        Ok(Self::new(socket, Layer::Process(session)))
     }
 
     /// Waits for the next bytes without a buffer for them. A TLS session has none left over: it decrypts all it reads.
@@ -79,22 +96,23 @@ impl Stream {
     /// # Errors
     /// When the runtime cannot wait for the socket.
     pub async fn wait(&self) -> io::Result<()> {
-        if self.tls.as_ref().is_some_and(Session::has_closed) {
+        if self.has_closed() == Some(true) {
             // Its end was read along with its last bytes.
             return Ok(());
         }
         self.socket.readable().await
     }
 
-    /// Appends what is there to `buffer`: 0 at the end of the stream. At most `most` bytes on a plain connection; a
-    /// TLS connection gives all that one read decrypts to.
+    /// Appends what is there to `buffer`: 0 at the end of the stream. At most `most` bytes, but for a connection that this
+    /// process decrypts, which gives all that one read decrypts to.
     ///
     /// # Errors
     /// As recv(2), and `InvalidData` for a broken record.
     pub async fn read(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
         match &self.tls {
-            None => recv_some(&self.socket, buffer, most).await,
-            Some(session) => session.read(&self.socket, buffer).await,
+            Layer::Nobody => recv_some(&self.socket, buffer, most).await,
+            Layer::Process(session) => session.read(&self.socket, buffer).await,
+            Layer::Kernel(session) => session.read(&self.socket, buffer, most).await,
         }
     }
 
@@ -109,7 +127,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::read`].
     pub async fn read_head(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-        if !self.leaves_bodies.get() || self.tls.is_some() {
+        if !self.leaves_bodies.get() || self.is_secure() {
             return self.read(buffer, most).await;
         }
         loop {
@@ -125,10 +143,7 @@ impl Stream {
     /// # Errors
     /// As send(2).
     pub async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        match &self.tls {
-            None => send_all(&self.socket, bytes).await,
-            Some(session) => session.write_all(&self.socket, bytes).await,
-        }
+        self.write_pieces(bytes, false).await
     }
 
     /// Sends all of `bytes`, which others follow at once: they may wait for those to fill a packet.
@@ -136,23 +151,61 @@ impl Stream {
     /// # Errors
     /// As send(2).
     pub async fn write_all_with_more(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_pieces(bytes, true).await
+    }
+
+    async fn write_pieces(&self, bytes: &[u8], more: bool) -> io::Result<()> {
         match &self.tls {
-            None => send_pieces(&self.socket, bytes, true).await,
-            Some(session) => session.write_all(&self.socket, bytes).await,
+            Layer::Nobody => send_pieces(&self.socket, bytes, more).await,
+            Layer::Process(session) => session.write_all(&self.socket, bytes).await,
+            // What follows may be long in coming, and the kernel would keep this until then to fill a record.
+            Layer::Kernel(session) => {
+                send_pieces(&self.socket, bytes, false).await?;
+                session.sent(bytes.len())
+            }
         }
     }
 
     /// Says that nothing more will be sent.
     pub fn finish_sending(&self) {
-        if let Some(session) = &self.tls {
-            session.close(&self.socket);
+        match &self.tls {
+            Layer::Nobody => {}
+            Layer::Process(session) => session.close(&self.socket),
+            Layer::Kernel(session) => session.close(&self.socket),
         }
         self.socket.finish_sending();
     }
 
-    /// The socket, where bytes on it are the bytes of the stream: what splice(2) needs.
-    pub fn spliceable(&self) -> Option<&Watched> {
-        self.tls.is_none().then_some(&self.socket)
+    /// Whether splice(2) can move the stream's bytes: those on the socket are the stream's, or the kernel makes them so.
+    pub fn is_spliceable(&self) -> bool {
+        !matches!(self.tls, Layer::Process(_))
+    }
+
+    /// As [`super::sys::socket::Socket::try_splice_in`].
+    ///
+    /// # Errors
+    /// As there; what a TLS session says between its data is dealt with on the way.
+    pub fn try_splice_in(&self, pipe: &Pipe, most: usize) -> io::Result<usize> {
+        let Layer::Kernel(session) = &self.tls else { return self.socket.try_splice_in(pipe, most) };
+        loop {
+            if session.has_closed() {
+                return Ok(0);
+            }
+            match self.socket.try_splice_in(pipe, most) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => session.pass_control(&self.socket)?,
+                done => return done,
+            }
+        }
+    }
+
+    /// As [`super::sys::socket::Socket::try_splice_out`].
+    ///
+    /// # Errors
+    /// As there; and when a TLS session's key is used up.
+    pub fn try_splice_out(&self, pipe: &Pipe, most: usize, more: bool) -> io::Result<usize> {
+        let Layer::Kernel(session) = &self.tls else { return self.socket.try_splice_out(pipe, most, more) };
+        let n = self.socket.try_splice_out(pipe, most, false)?;
+        session.sent(n).map(|()| n)
     }
 
     /// The socket, for deadlines and readiness.
@@ -162,16 +215,39 @@ impl Stream {
 
     /// Whether the end of the stream, once read, is one that the other side meant.
     pub fn ended_cleanly(&self) -> bool {
-        !self.socket.expired() && self.tls.as_ref().is_none_or(Session::has_closed)
+        !self.socket.expired() && self.has_closed() != Some(false)
+    }
+
+    /// On an encrypted connection, whether the other side has said that it sends nothing more.
+    fn has_closed(&self) -> Option<bool> {
+        match &self.tls {
+            Layer::Nobody => None,
+            Layer::Process(session) => Some(session.has_closed()),
+            Layer::Kernel(session) => Some(session.has_closed()),
+        }
     }
 
     /// Whether it is encrypted.
     pub fn is_secure(&self) -> bool {
-        self.tls.is_some()
+        !matches!(self.tls, Layer::Nobody)
+    }
+
+    /// Whether the kernel encrypts it.
+    pub fn is_kernel_tls(&self) -> bool {
+        matches!(self.tls, Layer::Kernel(_))
+    }
+
+    /// Whether it should carry no further request: its key has encrypted most of what it may.
+    pub fn is_worn(&self) -> bool {
+        matches!(&self.tls, Layer::Kernel(session) if session.is_worn())
     }
 
     /// The TLS version, for the log.
     pub fn tls_version(&self) -> Option<&'static str> {
-        self.tls.as_ref().map(Session::version)
+        match &self.tls {
+            Layer::Nobody => None,
+            Layer::Process(session) => Some(session.version()),
+            Layer::Kernel(session) => Some(session.version()),
+        }
     }
 }

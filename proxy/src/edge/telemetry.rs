@@ -16,7 +16,9 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use self::lines::Lines;
+use super::relay::Moved;
 use super::requests;
+use super::stream::Stream;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
@@ -46,8 +48,10 @@ pub struct Counters {
     pub proxy_refused: AtomicU64,
     /// Body bytes that crossed user space.
     pub bytes_copied: AtomicU64,
-    /// Body bytes that were spliced.
+    /// Body bytes that were spliced from plain socket to plain socket.
     pub bytes_spliced: AtomicU64,
+    /// Body bytes that were spliced into a connection that the kernel encrypts.
+    pub bytes_ktls: AtomicU64,
     /// Open downstream connections, now.
     pub connections: AtomicU64,
     /// Connections closed at once because there were too many.
@@ -56,10 +60,44 @@ pub struct Counters {
     pub connections_refused_to_peer: AtomicU64,
 }
 
+/// How a response body moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RelayPath {
+    /// Through this process.
+    #[default]
+    Copy,
+    /// Spliced, as it was.
+    Splice,
+    /// Spliced, and encrypted by the kernel.
+    Ktls,
+}
+
+impl RelayPath {
+    /// The word for it in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+            Self::Ktls => "ktls",
+        }
+    }
+}
+
 impl Counters {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts a response's body, and says how it went to a client.
+    pub fn body(&self, moved: &Moved, to: &Stream) -> RelayPath {
+        Self::add(&self.bytes_copied, moved.copied.get());
+        let (path, counter) = match to.is_kernel_tls() {
+            true => (RelayPath::Ktls, &self.bytes_ktls),
+            false => (RelayPath::Splice, &self.bytes_spliced),
+        };
+        Self::add(counter, moved.spliced.get());
+        if moved.spliced.get() > 0 { path } else { RelayPath::Copy }
     }
 }
 
@@ -90,8 +128,8 @@ pub struct Record {
     pub received: u64,
     /// Body bytes to the client.
     pub sent: u64,
-    /// Whether the response body was spliced.
-    pub spliced: bool,
+    /// How the response body moved.
+    pub relay: RelayPath,
     /// The upstream that answered.
     pub upstream: Option<Arc<str>>,
     /// From the first byte to the last.
@@ -116,7 +154,7 @@ impl Record {
             "status": self.status,
             "received": self.received,
             "sent": self.sent,
-            "relay": if self.spliced { "splice" } else { "copy" },
+            "relay": self.relay.as_str(),
             "upstream": self.upstream.as_deref(),
             "seconds": (self.took.as_secs_f64() * 1e6).round() / 1e6,
             "error": self.error,

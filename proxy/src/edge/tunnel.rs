@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use super::connection::{Client, Next};
 use super::relay::{Body, Broken, Moved, Rest};
 use super::stream::Stream;
-use super::telemetry::{Counters, Record};
+use super::telemetry::Record;
 use super::upstream::Connection;
 use crate::forward;
 use crate::http::{Framing, ResponseHead};
@@ -40,10 +40,7 @@ pub async fn run(
     };
     record.received = received.total();
     record.sent = sent.total();
-    record.spliced = sent.spliced.get() > 0;
-    let counters = &client.worker.shared.counters;
-    Counters::add(&counters.bytes_copied, sent.copied.get());
-    Counters::add(&counters.bytes_spliced, sent.spliced.get());
+    record.relay = client.worker.shared.counters.body(&sent, &client.stream);
     match result {
         Ok(()) => Next::Close,
         Err(_) if client.stream.socket().expired() || up.stream.socket().expired() => {

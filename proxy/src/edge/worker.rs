@@ -23,7 +23,7 @@ use super::requests::Requests;
 use super::sys::driver::Driver;
 use super::sys::pipe;
 use super::telemetry::{Counters, Log, say};
-use super::tls::Server;
+use super::tls::{Server, Support};
 use super::upstream::{Pool, Service};
 use super::watch::Watch;
 use crate::config::{Config, Kind};
@@ -72,6 +72,8 @@ pub struct Shared {
     pub tls: Vec<Arc<Server>>,
     /// TLS handshakes at once.
     pub handshakes: Arc<Turns>,
+    /// What the kernel can encrypt, where it is to.
+    pub ktls: Option<Arc<Support>>,
     /// What there is to tell of the guard.
     pub guard: Option<Arc<Metrics>>,
     /// The access log.

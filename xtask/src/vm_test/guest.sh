@@ -20,7 +20,8 @@ check() { # NAME COMMAND…
 
 boot() {
     /bin/busybox mkdir -p /proc /sys /dev /tmp /etc /run /www
-    for applet in mkdir mount insmod sleep sed tail cat dd sha256sum httpd poweroff grep kill timeout seq; do
+    for applet in awk chmod cmp cp cut dd cat grep head httpd insmod kill ls mkdir mount poweroff rm sed seq \
+        sha256sum sleep sort tail timeout uniq wc; do
         /bin/busybox ln -s busybox "/bin/$applet"
     done
     mount -t proc proc /proc
@@ -31,7 +32,10 @@ boot() {
     mount -t cgroup2 cgroup /sys/fs/cgroup
     echo 1 >/proc/sys/kernel/printk
     printf 'root:x:0:0::/:/bin/bash\nnobody:x:65534:65534::/:/bin/bash\n' >/etc/passwd
-    for module in /modules/*; do insmod "$module"; done
+    # In no order: what one needs may come after it.
+    for _ in 1 2 3 4; do
+        for module in /modules/*; do insmod "$module" && rm "$module"; done
+    done
     ip link set lo up
     ip netns add out
     ip link add in0 type veth peer name out0 netns out
@@ -90,6 +94,7 @@ blob_was_spliced() {
 }
 gate_ends() { kill $GATE && wait $GATE; }
 
+. /ktls.sh
 boot >/dev/null 2>&1
 say "Linux $(cat /proc/sys/kernel/osrelease)"
 check 'without a guard the port is open from outside' open_outside 5000
@@ -116,5 +121,6 @@ check 'guard allow add' portcullis guard allow add 10.1.0.2
 check 'who is allowed comes in' open_outside 5000
 check 'guard detach' portcullis guard detach
 check 'without a guard the port is open again' open_inside 127.0.0.1
+ktls_checks
 say 'CHECK end'
 poweroff -f

@@ -13,7 +13,26 @@ use crate::workspace;
 
 /// bookworm's own, and that of its successor, which bookworm has, too.
 pub(super) const VERSIONS: [&str; 2] = ["6.1", "6.12"];
-const MODULES: [&str; 1] = ["veth"];
+const MODULES: [&str; 2] = ["veth", "tls"];
+/// What TLS encrypts with, where it is not a part of the kernel itself: what a machine of this kind loads by itself.
+const MODULES_IF_ANY: [&str; 16] = [
+    "aesni-intel",
+    "chacha",
+    "chacha-x86_64",
+    "chacha20poly1305",
+    "chacha_generic",
+    "cryptd",
+    "crypto_null",
+    "crypto_simd",
+    "ctr",
+    "gcm",
+    "gf128mul",
+    "ghash-generic",
+    "libchacha",
+    "libpoly1305",
+    "poly1305-x86_64",
+    "poly1305_generic",
+];
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -33,12 +52,13 @@ pub(super) fn unpack(version: &str, room: &Path) -> anyhow::Result<Kernel> {
         files.iter().find(|path| path.file_name().is_some_and(|name| test(&name.to_string_lossy()))).cloned()
     };
     let image = named(&|name| name.starts_with("vmlinuz-")).context("the package has no kernel")?;
-    let module = |wanted: &&str| {
+    let module = |wanted: &str| {
         let plain = format!("{wanted}.ko");
         named(&|name| name == plain || name.strip_suffix(".xz") == Some(&plain))
-            .with_context(|| format!("the package has no module {wanted}"))
     };
-    let modules = MODULES.iter().map(module).collect::<anyhow::Result<_>>()?;
+    let needed = |wanted: &&str| module(wanted).with_context(|| format!("the package has no module {wanted}"));
+    let mut modules = MODULES.iter().map(needed).collect::<anyhow::Result<Vec<_>>>()?;
+    modules.extend(MODULES_IF_ANY.iter().filter_map(|wanted| module(wanted)));
     Ok(Kernel { image, modules })
 }
 

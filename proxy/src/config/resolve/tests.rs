@@ -200,7 +200,7 @@ fn flags_and_variables_are_checked_together() {
         ("--tls-cert", "a"),
         ("--kind", "registrry"),
         ("--workers", "many"),
-        ("--ktls", "require"),
+        ("--ktls", "of"),
         ("--admin", "localhost:9180"),
         ("--htpasswd", ""),
     ];
@@ -209,7 +209,7 @@ fn flags_and_variables_are_checked_together() {
         "--admin: \"localhost:9180\" is not an address with a port; write \"127.0.0.1:9180\" for this machine only or \"0.0.0.0:9180\" for all of the network",
         "--htpasswd: the path is empty; name a file",
         "--kind: \"registrry\" is not known here; did you mean \"registry\"?",
-        "--ktls: this version encrypts in user space; use \"auto\"",
+        "--ktls: \"of\" is not known here; did you mean \"off\"?",
         "--listen: \":8080\" is not an address with a port; write \"127.0.0.1:8080\" for this machine only or \"0.0.0.0:8080\" for all of the network",
         "--tls-cert: 1 certificates and 0 keys do not pair up; give each certificate its --tls-key, in the same order",
         "--workers: \"many\" is not a number of workers; write a whole number up to 1024, 0 for one for each core",
@@ -347,7 +347,7 @@ fn one_wrong_line_one_error() {
         ("workers = 100000", "gate.toml:1:11: workers: \"100000\" is not a number of workers"),
         ("admin = \"9180\"", "gate.toml:1:9: admin: \"9180\" is not an address"),
         ("access_log = \"\"", "access_log: the path is empty"),
-        ("ktls = \"require\"", "ktls: this version encrypts in user space"),
+        ("ktls = \"requir\"", "ktls: \"requir\" is not known here"),
     ] {
         let mut file = format!("{line}\n");
         if !line.starts_with("site") {

@@ -57,7 +57,11 @@ pub(super) fn status(shared: &Shared, driver: DriverKind) -> String {
         "connections": load(&counters.connections),
         "exchanges": table(&STATUSES, &counters.exchanges),
         "verdicts": table(&SOURCES, &counters.verdicts),
-        "bytes": {"splice": load(&counters.bytes_spliced), "copy": load(&counters.bytes_copied)},
+        "bytes": {
+            "splice": load(&counters.bytes_spliced),
+            "ktls": load(&counters.bytes_ktls),
+            "copy": load(&counters.bytes_copied),
+        },
         "remembered": shared.gate.remembered(),
         "upstreams": balance::status(&shared.sites),
         "certificates": certificates,

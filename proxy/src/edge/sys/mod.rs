@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod driver;
 pub mod inherited;
+pub mod ktls;
 pub mod memory;
 pub mod namespace;
 pub mod pipe;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::client::UnbufferedClientConnection;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 
 use crate::edge::files::load_certificates;
@@ -45,8 +46,8 @@ pub fn client_config(roots: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> 
 
 impl Trust {
     /// A fresh connection, its handshake not begun.
-    pub(super) fn connection(&self) -> Result<ClientConnection, rustls::Error> {
-        ClientConnection::new(Arc::clone(&self.config), self.name.clone())
+    pub(super) fn connection(&self) -> Result<UnbufferedClientConnection, rustls::Error> {
+        UnbufferedClientConnection::new(Arc::clone(&self.config), self.name.clone())
     }
 
     /// Trusts the server of this host name or address.

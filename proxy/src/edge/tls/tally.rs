@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::kernel::Taken;
 use super::session::Session;
 use crate::edge::telemetry::{Counters, say};
 
@@ -52,6 +53,8 @@ pub struct Tally {
     pub done: [[AtomicU64; 2]; 2],
     /// Failures by [`REASONS`].
     pub failed: [AtomicU64; 8],
+    /// Connections by who encrypts them: this process, the kernel.
+    pub taken: [AtomicU64; 2],
     /// Times that changed files were taken.
     pub renewed: AtomicU64,
     /// Times that changed files could not be used.
@@ -94,6 +97,11 @@ impl Tally {
         Counters::add(&self.done[version][usize::from(session.is_resumed())], 1);
     }
 
+    /// Counts who encrypts a connection from now on.
+    pub fn taken(&self, by: &Taken) {
+        Counters::add(&self.taken[usize::from(matches!(by, Taken::Kernel(_)))], 1);
+    }
+
     /// Counts one that failed, and says so from time to time. Who merely went away again is not worth a line.
     pub fn failed(&self, reason: Reason, peer: SocketAddr, error: &dyn std::fmt::Display) {
         Counters::add(&self.failed[reason.index()], 1);
@@ -126,6 +134,12 @@ impl Tally {
             })
         });
         all.collect()
+    }
+
+    /// Who encrypts, as samples.
+    pub fn taken_samples(&self) -> Vec<(String, u64)> {
+        let all = ["process", "kernel"].iter().zip(&self.taken);
+        all.map(|(by, count)| (format!("{{by=\"{by}\"}}"), count.load(Ordering::Relaxed))).collect()
     }
 
     /// The failures as samples.
