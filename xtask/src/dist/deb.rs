@@ -17,6 +17,10 @@ const SHELLS: [(&str, &str); 3] = [
     ("fish", "usr/share/fish/vendor_completions.d/portcullis.fish"),
 ];
 
+/// Files to start from, beside the documentation.
+const EXAMPLES: [&str; 4] =
+    ["fleet/haproxy.cfg", "fleet/keepalived.conf", "monitoring/alerts.yml", "monitoring/dashboard.json"];
+
 /// Builds it and says where it is.
 pub(super) fn build(release: &Release<'_>) -> anyhow::Result<PathBuf> {
     let tree = release.room.join("deb");
@@ -46,6 +50,9 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
     let doc = tree.join("usr/share/doc/portcullis");
     for name in ["README.md", "SECURITY.md"] {
         install(&root.join(name), &doc.join(name), 0o644)?;
+    }
+    for name in EXAMPLES {
+        install(&packaging.join(name), &doc.join("examples").join(name), 0o644)?;
     }
     install(&root.join("LICENSE"), &doc.join("copyright"), 0o644)?;
     install(&root.join("CHANGELOG.md"), &doc.join("changelog"), 0o644)?;
