@@ -12,6 +12,7 @@ mod data_plane;
 mod differential;
 mod dist;
 mod epoll;
+mod examples;
 mod explain;
 mod faults;
 mod guard;

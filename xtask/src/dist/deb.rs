@@ -18,8 +18,14 @@ const SHELLS: [(&str, &str); 3] = [
 ];
 
 /// Files to start from, beside the documentation.
-const EXAMPLES: [&str; 4] =
-    ["fleet/haproxy.cfg", "fleet/keepalived.conf", "monitoring/alerts.yml", "monitoring/dashboard.json"];
+const EXAMPLES: [&str; 6] = [
+    "compose/compose.yaml",
+    "fleet/haproxy.cfg",
+    "fleet/keepalived.conf",
+    "kubernetes.yaml",
+    "monitoring/alerts.yml",
+    "monitoring/dashboard.json",
+];
 
 /// Builds it and says where it is.
 pub(super) fn build(release: &Release<'_>) -> anyhow::Result<PathBuf> {
