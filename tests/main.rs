@@ -19,6 +19,7 @@ mod guard;
 mod heads;
 mod https_upstream;
 mod load;
+mod manual;
 mod monitoring;
 mod past_failures;
 mod policy;

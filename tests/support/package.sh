@@ -26,6 +26,7 @@ gzip -dc /usr/share/man/man1/portcullis-serve.1.gz | grep -q -- '\\-\\-htpasswd'
 for command in $(portcullis --help | sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p' | grep -v help); do
     [ -s "/usr/share/man/man1/portcullis-$command.1.gz" ] || fail "no manual page of $command"
 done
+gzip -dc /usr/share/man/man5/portcullis.toml.5.gz | grep -q stale_if_error || fail "the manual of the file has no stale_if_error"
 bash -c 'source /usr/share/bash-completion/completions/portcullis && complete -p portcullis'
 for file in /usr/share/zsh/vendor-completions/_portcullis /usr/share/fish/vendor_completions.d/portcullis.fish; do
     grep -q auth-service $file || fail "$file knows no commands"

@@ -51,8 +51,13 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
         let script = Cmd::new(release.program).args(["completions", shell]).run()?;
         put(&tree.join(path), format!("{}\n", script.trim_end()).as_bytes(), 0o644)?;
     }
-    let pages = tree.join("usr/share/man/man1");
+    let man = tree.join("usr/share/man");
+    let (pages, file_pages) = (man.join("man1"), man.join("man5"));
     Cmd::new(release.program).args(["man", "--out"]).arg(&pages).run()?;
+    let written = pages.join("portcullis.toml.5");
+    let page = fs::read(&written).with_context(|| format!("cannot read {}", written.display()))?;
+    put(&file_pages.join("portcullis.toml.5"), &page, 0o644)?;
+    fs::remove_file(&written).with_context(|| format!("cannot move {}", written.display()))?;
     let doc = tree.join("usr/share/doc/portcullis");
     for name in ["README.md", "SECURITY.md"] {
         install(&root.join(name), &doc.join(name), 0o644)?;
@@ -63,7 +68,7 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
     install(&root.join("LICENSE"), &doc.join("copyright"), 0o644)?;
     install(&root.join("CHANGELOG.md"), &doc.join("changelog"), 0o644)?;
     let listed = fs::read_dir(&pages).with_context(|| format!("cannot read {}", pages.display()))?;
-    let mut compress = vec![doc.join("changelog")];
+    let mut compress = vec![doc.join("changelog"), file_pages.join("portcullis.toml.5")];
     for page in listed {
         compress.push(page.context("cannot list the manual pages")?.path());
     }
