@@ -110,3 +110,93 @@ fn the_dashboard_is_whole() {
     }
     assert!(queries().iter().all(|(title, query)| query.contains("$instance") || panic!("{title}: all gates at once")));
 }
+
+/// Each alert with what a gate tells that calls for it, one value a minute.
+const CALLS: [(&str, &[(&str, &str)]); 17] = [
+    ("Down", &[("up{job=\"portcullis\"}", "0x120")]),
+    ("NoUpstream", &[("portcullis_upstream_up{site=\"s\",upstream=\"a\"}", "0x120")]),
+    (
+        "UpstreamOut",
+        &[
+            ("portcullis_upstream_up{site=\"s\",upstream=\"a\"}", "1x120"),
+            ("portcullis_upstream_up{site=\"s\",upstream=\"b\"}", "0x120"),
+        ],
+    ),
+    (
+        "Errors",
+        &[
+            ("portcullis_exchanges_total{status=\"2xx\"}", "0+90x120"),
+            ("portcullis_exchanges_total{status=\"5xx\"}", "0+10x120"),
+        ],
+    ),
+    (
+        "Slow",
+        &[
+            ("portcullis_request_duration_seconds_bucket{endpoint=\"manifest\",le=\"1\"}", "0+50x120"),
+            ("portcullis_request_duration_seconds_bucket{endpoint=\"manifest\",le=\"5\"}", "0+60x120"),
+            ("portcullis_request_duration_seconds_bucket{endpoint=\"manifest\",le=\"+Inf\"}", "0+60x120"),
+        ],
+    ),
+    ("CertificateEnds", &[("portcullis_certificate_expiry_timestamp_seconds{certificate=\"c\"}", "86400x120")]),
+    ("CertificateNotTaken", &[("portcullis_certificate_renewals_total{result=\"failed\"}", "0x80 1x40")]),
+    ("GuardOff", &[("portcullis_guard_mode{mode=\"enforce\"}", "0x120")]),
+    ("GuardUnproven", &[("portcullis_guard_last_verify_success", "0x120")]),
+    ("GuardUnproven", &[("portcullis_guard_last_verify_timestamp_seconds", "60x120")]),
+    ("Knocks", &[("portcullis_guard_packets_total{verdict=\"refused\"}", "0+1200x120")]),
+    ("Guessing", &[("portcullis_verdicts_total{source=\"throttle\"}", "0+120x120")]),
+    ("AuthenticatorGone", &[("portcullis_verdicts_total{source=\"stale\"}", "0+1x120")]),
+    ("ConnectionsRefused", &[("portcullis_connections_refused_total{limit=\"connections\"}", "0+1x120")]),
+    ("LogLost", &[("portcullis_log_dropped_total", "0+1x120")]),
+    ("ReloadRefused", &[("portcullis_last_reload_success", "0x120")]),
+    ("DrainsLong", &[("portcullis_draining", "1x120")]),
+];
+
+/// What a gate tells to whom nothing happens.
+const CALM: [(&str, &str); 16] = [
+    ("up{job=\"portcullis\"}", "1x120"),
+    ("portcullis_upstream_up{site=\"s\",upstream=\"a\"}", "1x120"),
+    ("portcullis_exchanges_total{status=\"2xx\"}", "0+90x120"),
+    ("portcullis_exchanges_total{status=\"5xx\"}", "3x120"),
+    ("portcullis_request_duration_seconds_bucket{endpoint=\"manifest\",le=\"1\"}", "0+60x120"),
+    ("portcullis_request_duration_seconds_bucket{endpoint=\"manifest\",le=\"+Inf\"}", "0+60x120"),
+    ("portcullis_certificate_expiry_timestamp_seconds{certificate=\"c\"}", "9000000x120"),
+    ("portcullis_certificate_renewals_total{result=\"failed\"}", "1x120"),
+    ("portcullis_guard_mode{mode=\"enforce\"}", "1x120"),
+    ("portcullis_guard_last_verify_timestamp_seconds", "0+60x120"),
+    ("portcullis_guard_packets_total{verdict=\"refused\"}", "0+5x120"),
+    ("portcullis_verdicts_total{source=\"stale\"}", "7x120"),
+    ("portcullis_connections_refused_total{limit=\"connections\"}", "2x120"),
+    ("portcullis_log_dropped_total", "1x120"),
+    ("portcullis_last_reload_success", "1x120"),
+    ("portcullis_draining", "0x120"),
+];
+
+#[test]
+fn every_alert_wakes_somebody_when_it_should_and_nobody_else() {
+    if misses(&[PROMTOOL]) {
+        return;
+    }
+    let series = |all: &[(&str, &str)]| -> Value {
+        all.iter().map(|(series, values)| json!({"series": series, "values": values})).collect()
+    };
+    let calls = CALLS.iter().map(|(alert, told)| {
+        let firing = format!("count(ALERTS{{alertname=\"Portcullis{alert}\",alertstate=\"firing\"}})");
+        let expected = json!([{"labels": "{}", "value": 1}]);
+        json!({"name": alert, "interval": "1m", "input_series": series(told), "promql_expr_test": [
+            {"expr": firing, "eval_time": "100m", "exp_samples": expected},
+        ]})
+    });
+    let calm = json!({"interval": "1m", "input_series": series(&CALM), "promql_expr_test": [
+        {"expr": "ALERTS", "eval_time": "100m", "exp_samples": []},
+    ]});
+    let tests: Vec<Value> = calls.chain([calm]).collect();
+    let dir = scratch("monitoring").unwrap();
+    let file = dir.path().join("tests.yml");
+    let text = json!({"rule_files": [root().join(RULES)], "evaluation_interval": "1m", "tests": tests}).to_string();
+    fs::write(&file, text).unwrap();
+    Cmd::new("promtool").args(["test", "rules"]).arg(&file).run().unwrap();
+    let rules = fs::read_to_string(root().join(RULES)).unwrap();
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: Portcullis")) {
+        assert!(CALLS.iter().any(|(known, _)| *known == alert), "nothing calls for {alert}");
+    }
+}
