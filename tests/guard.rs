@@ -5,6 +5,7 @@
 #[path = "guard_commands.rs"]
 mod commands;
 mod events;
+mod fleet;
 mod frames;
 mod gates;
 mod judge;

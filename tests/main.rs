@@ -1,6 +1,7 @@
 //! Integration tests of the real binary: one file a subject.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test that is how a failure looks")]
 
+mod access_log;
 mod admission;
 mod bad_input;
 mod bodies;
@@ -11,12 +12,15 @@ mod data_plane;
 mod differential;
 mod dist;
 mod epoll;
+mod examples;
 mod explain;
 mod faults;
 mod guard;
 mod heads;
 mod https_upstream;
 mod load;
+mod manual;
+mod monitoring;
 mod past_failures;
 mod policy;
 mod production;

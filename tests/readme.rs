@@ -123,6 +123,8 @@ fn problem(words: &[String]) -> Option<String> {
         }
         "cargo" => (!["build", "test", "install", "deny", "fmt", "clippy"].contains(&words[1].as_str()))
             .then(|| "an unknown cargo command".to_owned()),
+        // On another machine.
+        "ssh" if words.len() > 2 => problem(&words[2..]),
         other => (!OTHERS.contains(&other)).then(|| format!("`{other}` is not in this test's list")),
     }
 }

@@ -1,14 +1,17 @@
 //! The admin listener: readiness, metrics as a strict reader takes them, and the status page in a real browser.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::support::cmd::{Cmd, which};
 use crate::support::hello::{Reply, Stub};
 use crate::support::http::{Connection, Response, get};
-use crate::support::{Gate, Serve, free_address, program, scratch, skips};
+use crate::support::packages::PYTHON;
+use crate::support::{Gate, Serve, free_address, misses, program, root, scratch, skips};
 
 struct World {
     hello: Stub,
@@ -144,19 +147,82 @@ fn a_browser_shows_live_numbers() {
     let world = world();
     world.traffic(7);
     let dir = scratch("chromium").unwrap();
-    let shown = Cmd::new("chromium")
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-        .args([
-            format!("--user-data-dir={}", dir.path().display()).as_str(),
-            "--virtual-time-budget=4000",
-            "--dump-dom",
-        ])
-        .arg(format!("http://{}/", world.admin))
-        .output()
-        .unwrap();
+    let shown = chromium(dir.path()).arg("--dump-dom").arg(format!("http://{}/", world.admin)).output().unwrap();
     let page = shown.everything();
-    for part in ["id=\"requests\">7<", "</span>running</span>", "class=\"curve\"", "<span>cache</span>"] {
+    for part in
+        ["id=\"requests\">7<", "</span>running</span>", "class=\"curve\"", "<span>cache</span>", ">1 remembered<"]
+    {
         assert!(page.contains(part), "{part} in {page}");
     }
     assert!(page.contains(world.hello.url().trim_end_matches('/')), "{page}");
+}
+
+fn chromium(dir: &Path) -> Cmd {
+    Cmd::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", dir.display()))
+        .arg("--virtual-time-budget=4000")
+}
+
+/// The colour of a picture's first pixel.
+const FIRST_PIXEL: &str = "import struct, sys, zlib
+data, at, parts = open(sys.argv[1], 'rb').read(), 8, b''
+while at < len(data):
+    size, kind = struct.unpack('>I4s', data[at:at + 8])
+    parts += data[at + 8:at + 8 + size] if kind == b'IDAT' else b''
+    at += 12 + size
+print('#' + zlib.decompress(parts)[1:4].hex())";
+
+#[test]
+fn a_browser_shows_it_in_light_and_in_dark() {
+    if which("chromium").is_none() {
+        return skips::skip("chromium is not installed");
+    }
+    if misses(&[PYTHON]) {
+        return;
+    }
+    let world = world();
+    let dir = scratch("chromium").unwrap();
+    for (wanted, flags) in
+        [("light", &[][..]), ("dark", &["--force-dark-mode", "--blink-settings=preferredColorScheme=0"])]
+    {
+        let picture = dir.path().join(format!("{wanted}.png"));
+        let shot = chromium(&dir.path().join(wanted)).args(flags).arg(format!("--screenshot={}", picture.display()));
+        shot.arg(format!("http://{}/", world.admin)).output().unwrap();
+        let first = Cmd::new("python3").args(["-c", FIRST_PIXEL]).arg(&picture).run().unwrap();
+        assert_eq!(first.trim(), palette(wanted)["paper"], "{wanted}");
+    }
+}
+
+/// The page's colours by name.
+fn palette(wanted: &str) -> BTreeMap<String, String> {
+    let page = fs::read_to_string(root().join("proxy/src/edge/admin/page.html")).unwrap();
+    let block = page.split(":root{").nth(if wanted == "light" { 1 } else { 2 }).unwrap();
+    let block = block.split('}').next().unwrap().replace('\n', "");
+    let pairs = block.split(';').filter_map(|pair| pair.strip_prefix("--")?.split_once(":#"));
+    let long = |hex: &str| if hex.len() == 3 { hex.chars().flat_map(|c| [c, c]).collect() } else { hex.to_owned() };
+    pairs.map(|(name, hex)| (name.to_owned(), format!("#{}", long(hex)))).collect()
+}
+
+/// The relative luminance of a colour (WCAG 2).
+fn luminance(colour: &str) -> f64 {
+    let part = |n: usize| {
+        let c = f64::from(u8::from_str_radix(&colour[n..n + 2], 16).unwrap()) / 255.0;
+        if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+    };
+    0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5)
+}
+
+#[test]
+fn all_text_of_the_page_stands_out_in_light_and_in_dark() {
+    for wanted in ["light", "dark"] {
+        let palette = palette(wanted);
+        for ground in ["paper", "card"] {
+            for (ink, least) in [("ink", 7.0), ("soft", 4.5), ("good", 3.0), ("warn", 3.0), ("bad", 3.0), ("a", 3.0)] {
+                let (a, b) = (luminance(&palette[ink]), luminance(&palette[ground]));
+                let contrast = (a.max(b) + 0.05) / (a.min(b) + 0.05);
+                assert!(contrast >= least, "{ink} on {ground} in {wanted}: {contrast:.1} of {least}");
+            }
+        }
+    }
 }

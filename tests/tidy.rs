@@ -200,8 +200,9 @@ fn the_core_knows_no_edge() {
 /// and a pause live by the monotonic one.
 #[test]
 fn the_wall_clock_is_read_only_to_be_shown() {
-    const READERS: [&str; 6] = [
+    const READERS: [&str; 7] = [
         "proxy/src/edge/admin/page.rs",
+        "proxy/src/edge/admin/process.rs",
         "proxy/src/edge/connection.rs",
         "proxy/src/edge/guard/standing.rs",
         "proxy/src/edge/guard/watch.rs",

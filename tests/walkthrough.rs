@@ -4,7 +4,7 @@
 use crate::support::hello::Stub;
 use crate::support::http::{Connection, basic, get};
 use crate::support::packages::SETPRIV;
-use crate::support::{AuthService, Serve, htpasswd, misses, program, scratch};
+use crate::support::{AuthService, Serve, add_user, htpasswd, misses, program, scratch, wait_for};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -54,6 +54,23 @@ fn the_auth_service_answers_on_any_path() {
             assert!(challenge.is_some_and(|value| value.starts_with("Basic realm=")), "{wrong:?}");
         }
     }
+}
+
+#[test]
+fn the_auth_service_takes_a_changed_file() {
+    if misses(&[SETPRIV]) {
+        return;
+    }
+    let dir = scratch("walkthrough").unwrap();
+    let file = htpasswd(dir.path(), LINE);
+    let auth = AuthService::start(program(), &file).unwrap();
+    let status = |creds| get(auth.addr(), "/", Some(creds)).unwrap().status;
+    assert_eq!((status(CREDS), status("bob:secret words")), (200, 401));
+    add_user(program(), dir.path(), "bob", "secret words").unwrap();
+    wait_for("the new user may enter", || status("bob:secret words") == 200);
+    std::fs::write(&file, "half a line").unwrap();
+    std::fs::write(&file, "").unwrap();
+    wait_for("who was removed may not", || status(CREDS) == 401);
 }
 
 #[test]

@@ -38,6 +38,9 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the gate
+    ///
+    /// Listens, asks everybody for a login, and passes on what the rules allow. Whatever is wrong with the configuration is said
+    /// at once, with file, line and key, and nothing is started. Under systemd it says when it is ready, reloads and stops.
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
     /// Check the configuration that `serve` would run with, without opening a socket
@@ -51,7 +54,8 @@ pub enum Command {
     /// Run the small stand-alone Basic auth service
     ///
     /// Answers every path with 200 "User authenticated successfully" when the request carries a right user name and
-    /// password, else with 401 and a challenge. For nginx auth_request, or for --auth-backend of a gate elsewhere.
+    /// password, else with 401 and a challenge. For nginx auth_request, or for --auth-backend of a gate elsewhere. A changed
+    /// file is taken within a second.
     #[command(after_help = AUTH_SERVICE_EXAMPLES)]
     AuthService(AuthServiceArgs),
     /// Add, remove, list and verify the users of an htpasswd file
@@ -59,7 +63,8 @@ pub enum Command {
     /// Make a running gate forget what it remembers of a user, or of everybody
     ///
     /// After a password was changed or an account closed: from now on the gate asks again, whatever time its verdicts had
-    /// left. Transfers that are under way go on.
+    /// left. Transfers that are under way go on. A gate takes this from its own machine only; where there are several gates,
+    /// tell each.
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke(RevokeArgs),
     /// Have a running gate read its configuration again
@@ -71,21 +76,29 @@ pub enum Command {
     /// Close the registry's port in the kernel (eBPF)
     Guard(GuardArgs),
     /// Print the completions of a shell: `portcullis completions bash`
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
-    /// Write the manual pages
+    /// Write the manual pages: one for each command, and portcullis.toml(5)
     Man(ManArgs),
 }
 
 const SERVE_EXAMPLES: &str = "\
 A flag beats its variable, which beats the file. An empty variable counts as not set.
 
+Signals:
+  SIGTERM, SIGINT  finish what runs, then end; a second one ends at once
+  SIGHUP           read the configuration again, as `portcullis reload` does
+  SIGUSR1          open the access log again, after logrotate has moved it
+
+Exit code 0: told to stop; 1: it could not start, or a worker failed; 2: wrong usage.
+
 Examples:
   portcullis serve --htpasswd users.htpasswd --backend http://127.0.0.1:5000
-  portcullis serve --tls-cert registry.pem --tls-key registry.key --htpasswd users --backend http://127.0.0.1:5000
+  portcullis serve --config /etc/portcullis/portcullis.toml
   AUTH_BACKEND=http://auth:8000 BACKEND=http://registry:5000 portcullis serve --listen 0.0.0.0:80";
 
 const CHECK_EXAMPLES: &str = "\
-Example:
+Examples:
   portcullis check --config /etc/portcullis/portcullis.toml
   portcullis check --reference";
 
@@ -100,8 +113,12 @@ Examples:
   portcullis revoke --user alice
   portcullis revoke --all --admin 127.0.0.1:9180";
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Example:
+  portcullis completions bash >/etc/bash_completion.d/portcullis";
+
 const RELOAD_EXAMPLES: &str = "\
-The gate reads the file, the flags and the variables that it was started with. Changes of workers, user, admin, ktls,
+The gate reads the file, the flags and the variables that it was started with. Changes of workers, user, admin, ktls, \
 guard and the hash limits need a restart, and are named.
 
 Example:

@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory as _, ValueHint};
 use clap_complete::Shell;
 
 use crate::cli::Cli;
+use crate::config;
 
 /// Options of `portcullis completions`.
 #[derive(Debug, Args)]
@@ -39,7 +40,8 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes one page for the program and one for each command: `portcullis.1`, `portcullis-serve.1`, …
+/// Writes one page for the program and one for each command (`portcullis.1`, `portcullis-serve.1`, …), and one for the
+/// configuration file.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -51,5 +53,33 @@ pub fn pages(args: &ManArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn write_pages(dir: &Path) -> io::Result<()> {
-    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), dir)
+    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), dir)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "1") {
+            let page = fs::read_to_string(&path)?.replace(".SH EXTRA\n", ".SH NOTES\n");
+            let also = ".SH \"SEE ALSO\"\n.BR portcullis (1),\n.BR portcullis.toml (5)\n";
+            fs::write(&path, page + also)?;
+        }
+    }
+    fs::write(dir.join("portcullis.toml.5"), file_page())
+}
+
+/// The page of the configuration file, which is the reference that `check --reference` prints.
+fn file_page() -> String {
+    let mut page = String::from(
+        ".TH portcullis.toml 5 \"\" portcullis\n.SH NAME\nportcullis.toml \\- the configuration file of the gate\n\
+         .SH DESCRIPTION\nThe file that\n.BR \"portcullis serve \\-\\-config\"\nreads, in TOML. Every flag of\n\
+         .BR portcullis-serve (1)\nis also a key; flags and variables of the environment beat the file.\n\
+         An unknown key is an error. These are all keys, commented out, with their defaults or examples:\n.PP\n.nf\n",
+    );
+    for line in config::reference().lines() {
+        // A dot or a quote at its beginning would be a request; the others are characters of their own to troff.
+        let line = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('`', "\\`");
+        page.push_str("\\&");
+        page.push_str(&line);
+        page.push('\n');
+    }
+    page.push_str(".fi\n.SH \"SEE ALSO\"\n.BR portcullis-serve (1),\n.BR portcullis-check (1)\n");
+    page
 }

@@ -116,6 +116,9 @@ fn serve_tells_of_the_guard_and_can_insist_on_one() {
     let metrics = gate.metrics(&world);
     assert!(metrics.contains("portcullis_guard_last_verify_success 1"), "{metrics}");
     assert!(metrics.contains("portcullis_guard_last_verify_timestamp_seconds 1"), "{metrics}");
+    let told = crate::monitoring::told(&metrics);
+    let unknown: Vec<_> = crate::monitoring::names().into_iter().filter(|name| !told.contains(name)).collect();
+    assert!(unknown.is_empty(), "the packaged rules and dashboard ask for {unknown:?}");
     let dropped =
         "portcullis_guard_packets_total{ring=\"xdp\",interface=\"in0\",reason=\"stranger\",verdict=\"refused\"} ";
     assert!(metrics.contains(dropped) && !metrics.contains(&format!("{dropped}0\n")), "{metrics}");

@@ -320,7 +320,7 @@ impl Drop for World {
         if self.pin.exists() {
             self.guard("detach");
         }
-        for space in ["in", "out", "box"] {
+        for space in ["in", "out", "box", "gate1", "gate2", "lb1", "lb2"] {
             Command::new("ip").args(["netns", "del", &self.space(space)]).stderr(Stdio::null()).status().ok();
         }
     }

@@ -23,9 +23,18 @@ portcullis --version
 [ "$(stat -c '%a %U %G' /etc/portcullis/portcullis.toml)" = "640 root portcullis" ] || fail "the configuration is not closed"
 [ "$(getent passwd portcullis | cut -d: -f7)" = /usr/sbin/nologin ] || fail "the user has a shell"
 gzip -dc /usr/share/man/man1/portcullis-serve.1.gz | grep -q -- '\\-\\-htpasswd' || fail "the manual has no --htpasswd"
+for command in $(portcullis --help | sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p' | grep -v help); do
+    [ -s "/usr/share/man/man1/portcullis-$command.1.gz" ] || fail "no manual page of $command"
+done
+gzip -dc /usr/share/man/man5/portcullis.toml.5.gz | grep -q stale_if_error || fail "the manual of the file has no stale_if_error"
 bash -c 'source /usr/share/bash-completion/completions/portcullis && complete -p portcullis'
-test -f /lib/systemd/system/portcullis.service
-test -f /lib/systemd/system/portcullis-guard.service
+for file in /usr/share/zsh/vendor-completions/_portcullis /usr/share/fish/vendor_completions.d/portcullis.fish; do
+    grep -q auth-service $file || fail "$file knows no commands"
+done
+for unit in portcullis.service portcullis-guard.service portcullis.socket; do test -f /lib/systemd/system/$unit; done
+for example in compose/compose.yaml kubernetes.yaml fleet/haproxy.cfg monitoring/alerts.yml monitoring/dashboard.json; do
+    test -f /usr/share/doc/portcullis/examples/$example || fail "no example $example"
+done
 # Nothing that was packed belongs to whoever built it.
 [ -z "$(dpkg -L portcullis | xargs stat -c '%U:%G' | grep -v -e root:root -e root:portcullis || true)" ]
 

@@ -36,11 +36,12 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Peers whose opinion some tests want.
-const PEERS: [Need; 4] = [packages::NGINX, packages::HAPROXY, packages::NODE, packages::CHROMIUM];
+const PEERS: [Need; 6] =
+    [packages::NGINX, packages::HAPROXY, packages::KEEPALIVED, packages::NODE, packages::CHROMIUM, packages::PROMTOOL];
 
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
-const CLIENTS: [Need; 5] =
-    [packages::DOCKERD, packages::CONTAINERD, packages::CTR, packages::PODMAN, packages::BUILDAH];
+const CLIENTS: [Need; 6] =
+    [packages::DOCKERD, packages::COMPOSE, packages::CONTAINERD, packages::CTR, packages::PODMAN, packages::BUILDAH];
 
 /// Building them from nothing included, on a slow machine.
 const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);

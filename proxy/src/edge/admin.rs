@@ -22,6 +22,7 @@ use super::worker::Shared;
 use ready::Readiness;
 
 mod page;
+mod process;
 mod ready;
 
 /// Where it listens unless told otherwise.
@@ -79,6 +80,7 @@ pub fn bind(address: Option<SocketAddr>, take_over: bool) -> anyhow::Result<Opti
 /// When the thread cannot be started.
 pub fn start(door: Option<Door>, control: Arc<Control>, driver: DriverKind) -> anyhow::Result<()> {
     let Some(door) = door else { return Ok(()) };
+    process::started();
     let serve = move || {
         let readiness = Arc::new(Readiness::default());
         for stream in door.open().incoming().flatten() {
@@ -214,6 +216,7 @@ fn metrics(shared: &Shared, driver: DriverKind) -> String {
     for (name, kind, help, samples) in shared.guard.iter().flat_map(|guard| guard.families()) {
         family(name, kind, help, &samples);
     }
+    process::metrics(shared, &mut out);
     balance::metrics(&shared.sites, &mut out);
     counters.requests.metrics(&mut out);
     out

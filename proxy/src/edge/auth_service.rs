@@ -11,15 +11,15 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 
 use super::doors::{bind_problem, patiently};
-use super::files::load_htpasswd;
 use super::hashing::Hashers;
 use super::listener::accept_all;
+use super::passwords::Passwords;
 use super::stream::{recv_some, send_all};
 use super::sys::driver::Driver;
 use super::sys::privilege::raise_file_limit;
 use super::sys::socket::{self, Socket};
 use super::watch::{Watch, Watched};
-use crate::auth::{Htpasswd, challenge, credentials};
+use crate::auth::{challenge, credentials};
 use crate::config::Limits as Configured;
 use crate::forward::connection_field;
 use crate::http::RequestHead;
@@ -30,7 +30,7 @@ use crate::limit::MinimumRate;
 const WELCOME: &str = "User authenticated successfully";
 
 struct Service {
-    htpasswd: Arc<Htpasswd>,
+    htpasswd: Arc<Passwords>,
     hashers: Hashers,
     challenge: String,
     limits: Limits,
@@ -43,7 +43,7 @@ struct Service {
 /// When the file cannot be used or the address not be bound.
 pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<ExitCode> {
     challenge::check_realm(realm).map_err(|problem| anyhow!("the realm {problem}"))?;
-    let htpasswd = Arc::new(load_htpasswd(htpasswd).map_err(anyhow::Error::msg)?);
+    let htpasswd = Arc::new(Passwords::load(htpasswd).map_err(anyhow::Error::msg)?);
     raise_file_limit();
     let fd = patiently(|| socket::bound(listen, false))
         .and_then(|fd| socket::start_listening(&fd).map(|()| fd))
@@ -51,6 +51,7 @@ pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<E
     let configured = Configured::default();
     let hashers = Hashers::new(configured.hash_threads, configured.hash_queue);
     hashers.start().context("cannot start the password helpers")?;
+    htpasswd.keep_fresh().context("cannot start a thread for the file of users")?;
     let limits =
         Limits { head_bytes: configured.head_bytes, target_bytes: configured.target_bytes, fields: configured.fields };
     let service = Rc::new(Service { htpasswd, hashers, challenge: challenge::basic(realm), limits, configured });
@@ -106,7 +107,7 @@ impl Service {
 
     async fn judge(&self, head: &RequestHead<'_>) -> u16 {
         let Some(Ok(basic)) = head.authorization.map(credentials::parse) else { return 401 };
-        let file = Arc::clone(&self.htpasswd);
+        let file = self.htpasswd.current();
         match self.hashers.run(move || file.verify(&basic.user, basic.password.expose())).await {
             Ok(true) => 200,
             Ok(false) => 401,

@@ -216,7 +216,10 @@ impl Client<'_> {
                 .host
                 .unwrap_or_else(|| plan.site(&self.worker.shared.sites).upstreams[0].service.authority.as_ref()),
         };
-        match self.verdict(head, &plan, &from, record).await {
+        let clock = Instant::now();
+        let verdict = self.verdict(head, &plan, &from, record).await;
+        record.judged = Some(clock.elapsed());
+        match verdict {
             Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,
             Err(failure) => self.refuse(&failure, plan.oci, head, Body::Unread, read, record).await,
         }
@@ -238,15 +241,18 @@ impl Client<'_> {
         }
         let gate = &self.worker.shared.gate;
         let backend = self.worker.backend.as_deref();
+        let mut plain = false;
         let (mut target, mut verdict, mut source);
         (target, (verdict, source)) = (plan.target.clone(), gate.admit(&plan.ask(head, from, false), backend).await);
-        if let (Err(Refusal::Forbidden { .. }), Some(plain)) = (&verdict, &plan.target_without_mount) {
+        if let (Err(Refusal::Forbidden { .. }), Some(without)) = (&verdict, &plan.target_without_mount) {
             // No right to pull from the other repository: without the mount the client simply uploads.
-            target.clone_from(plain);
+            target.clone_from(without);
+            plain = true;
             (verdict, source) = gate.admit(&plan.ask(head, from, true), backend).await;
         }
         Counters::add(&self.worker.shared.counters.verdicts[source as usize], 1);
         record.verdict = Some(source.as_str());
+        record.access = self.worker.shared.log.is_on().then(|| plan.scope(plain)).flatten();
         match verdict {
             Ok(permit) => {
                 record.user = permit.principal().name().map(str::to_owned);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 
@@ -12,7 +12,7 @@ use super::connection::{Body, Client, Next};
 use super::plan::Plan;
 use super::relay::{self, Broken, Moved};
 use super::stream::Stream;
-use super::telemetry::Record;
+use super::telemetry::{Counters, Record};
 use super::tunnel;
 use super::upstream::{Connection, NoResponse, response_head};
 use crate::forward::{self, Downstream, OwnOrigin, ResponsePlan};
@@ -38,6 +38,8 @@ struct Exchange<'e> {
     oci: bool,
     /// A large response body is to be expected.
     is_blob: bool,
+    /// When there was a permit.
+    began: Instant,
     /// The request head for the upstream.
     wire: Vec<u8>,
     /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
@@ -86,7 +88,8 @@ pub async fn run(
     forward::request_head(permit, head, target, from, &mut wire);
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
     let switched = Cell::default();
-    let exchange = Exchange { client, head, from, public_url, oci: plan.oci, is_blob: plan.is_blob, wire, switched };
+    let (oci, is_blob, began) = (plan.oci, plan.is_blob, Instant::now());
+    let exchange = Exchange { client, head, from, public_url, oci, is_blob, began, wire, switched };
     let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
@@ -204,6 +207,7 @@ impl Exchange<'_> {
         let received = Moved::default();
         let sent = self.send_and_await(lease, &mut up, &received, read, record).await;
         record.received = received.total();
+        count_received(self.client, &received);
         match sent? {
             Sent::Whole(len) => Ok(self.respond(lease, up, len, record).await),
             Sent::CutShort(len) => {
@@ -281,6 +285,7 @@ impl Exchange<'_> {
             && head::response(&up.read[..len], self.head.method).is_ok_and(|answer| answer.switched_to(protocol))
         {
             lease.answered(101);
+            record.awaited = Some(self.began.elapsed());
             record.status = 101;
             record.upstream = Some(lease.service().authority.clone());
             self.switched.set(Some((up, len)));
@@ -304,6 +309,7 @@ impl Exchange<'_> {
         whole: bool,
         record: &mut Record,
     ) -> (Next, bool) {
+        record.awaited = Some(self.began.elapsed());
         let rest = read.split_off(len);
         let head_bytes = std::mem::replace(read, rest);
         let response = match head::response(&head_bytes, self.head.method) {
@@ -372,6 +378,13 @@ impl Cause {
         let earlier = earlier.map(|earlier| earlier.why + "; ").unwrap_or_default();
         Self { why: format!("{earlier}{}: {}", lease.service().url, self.why), failure: self.failure }
     }
+}
+
+/// Counts the bytes of a client's body.
+pub(super) fn count_received(client: &Client<'_>, received: &Moved) {
+    let [copied, spliced] = &client.worker.shared.counters.received;
+    Counters::add(copied, received.copied.get());
+    Counters::add(spliced, received.spliced.get());
 }
 
 /// What is left when no upstream could be asked with success.

@@ -223,6 +223,16 @@ impl Gate {
         self.memory.cache.len()
     }
 
+    /// How many answers were thrown out for want of room.
+    pub fn evicted(&self) -> u64 {
+        self.memory.cache.evicted()
+    }
+
+    /// The number of questions that are being asked.
+    pub fn questions(&self) -> usize {
+        self.memory.flights.len()
+    }
+
     /// The verdict on a request. `backend` is the worker's way to the auth backend, where there is one.
     pub async fn admit(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Verdict, Source) {
         // A certificate says who comes only where no credentials do.

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::files::load_htpasswd;
+use super::telemetry::say;
 use crate::auth::Htpasswd;
+
+/// How often the file is looked at.
+pub const FILE_CHECK: Duration = Duration::from_secs(1);
 
 /// A file of users, and what was last read from it.
 #[derive(Debug)]
@@ -33,6 +37,23 @@ impl Passwords {
     /// The users of the last good file.
     pub fn current(&self) -> Arc<Htpasswd> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks at it from now on, on a thread of its own, and says what it finds.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn keep_fresh(self: &Arc<Self>) -> std::io::Result<()> {
+        let own = Arc::clone(self);
+        let watch = move || {
+            loop {
+                std::thread::sleep(FILE_CHECK);
+                if let Some(Ok(line) | Err(line)) = own.look() {
+                    say(&line);
+                }
+            }
+        };
+        std::thread::Builder::new().name("htpasswd".to_owned()).spawn(watch).map(drop)
     }
 
     /// Takes the file if it changed since the last look. One that is broken, perhaps half-written, is named once, and the

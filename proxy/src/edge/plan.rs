@@ -78,6 +78,12 @@ impl Plan {
         if plain && self.target_without_mount.is_some() { &self.accesses[..1] } else { &self.accesses }
     }
 
+    /// The same for the log, in the notation of registry tokens; nothing where no access is needed.
+    pub fn scope(&self, plain: bool) -> Option<String> {
+        let accesses: Vec<String> = self.accesses(plain).iter().map(Access::to_string).collect();
+        (!accesses.is_empty()).then(|| accesses.join(" "))
+    }
+
     /// The question to the gate; `plain` leaves the mount and what it needs out.
     pub fn ask<'r>(&'r self, head: &'r RequestHead<'r>, from: &'r Downstream<'r>, plain: bool) -> Ask<'r> {
         let target = match &self.target_without_mount {

@@ -9,7 +9,7 @@ use futures_channel::mpsc as orders;
 
 use super::doors::{self, Door, Opened};
 use super::files::inspect_files;
-use super::telemetry::say;
+use super::telemetry::{Counters, say};
 use super::worker::{Order, Shared, Switch, same_services};
 use super::{generation, health, names, notify, origins};
 use crate::config::Config;
@@ -87,6 +87,9 @@ impl Control {
         notify::reloading();
         let outcome = self.exchange();
         notify::tell("READY=1");
+        let (counters, refused) = (Arc::clone(&self.current().counters), outcome.is_err());
+        Counters::add(&counters.reloads[usize::from(refused)], 1);
+        counters.reload_refused.store(u64::from(refused), std::sync::atomic::Ordering::Relaxed);
         match &outcome {
             Ok(lines) => lines.iter().for_each(|line| say(&format!("reload: {line}"))),
             Err(errors) => {

@@ -7,7 +7,6 @@
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_channel::mpsc as orders;
@@ -18,6 +17,7 @@ use super::generation::{self, Met};
 use super::guard::metrics;
 use super::guard::vouch::Voucher;
 use super::listener::Bound;
+use super::passwords::FILE_CHECK;
 use super::reload::{Control, Load};
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::memory::keep_working_memory;
@@ -27,9 +27,6 @@ use super::tls::renewal;
 use super::worker::{self, Order, Shared};
 use super::{admin, health, names, notify, origins};
 use crate::config::Config;
-
-/// How often the htpasswd file is looked at.
-const FILE_CHECK: Duration = Duration::from_secs(1);
 
 /// Runs the gate until it is told to stop; `load` reads its configuration, now and whenever it is told to reload.
 ///

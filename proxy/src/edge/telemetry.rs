@@ -52,6 +52,12 @@ pub struct Counters {
     pub bytes_spliced: AtomicU64,
     /// Body bytes that were spliced into a connection that the kernel encrypts.
     pub bytes_ktls: AtomicU64,
+    /// The same of requests: copied, spliced.
+    pub received: [AtomicU64; 2],
+    /// Reloads: taken, refused.
+    pub reloads: [AtomicU64; 2],
+    /// 1 while the last reload was refused.
+    pub reload_refused: AtomicU64,
     /// Open downstream connections, now.
     pub connections: AtomicU64,
     /// Connections closed at once because there were too many.
@@ -118,6 +124,8 @@ pub struct Record {
     pub endpoint: Option<&'static str>,
     /// The user, once known.
     pub user: Option<String>,
+    /// All that it had to be allowed, as scopes.
+    pub access: Option<String>,
     /// The rule that granted it, from 1.
     pub rule: Option<usize>,
     /// Where the verdict came from.
@@ -134,6 +142,10 @@ pub struct Record {
     pub upstream: Option<Arc<str>>,
     /// From the first byte to the last.
     pub took: Duration,
+    /// Of it, until there was a verdict.
+    pub judged: Option<Duration>,
+    /// Of it, from the verdict to the head of the upstream's answer.
+    pub awaited: Option<Duration>,
     /// What went wrong on the way.
     pub error: Option<String>,
 }
@@ -142,13 +154,16 @@ impl Record {
     /// As one line of JSON, without its end.
     pub fn line(&self) -> String {
         let time = self.began.and_then(|t| jiff::Timestamp::try_from(t).ok()).map(|t| format!("{t:.3}"));
+        let seconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e6;
         json!({
             "time": time,
             "peer": self.peer.map(|peer| peer.to_string()),
             "tls": self.tls,
             "method": self.method,
             "target": self.target,
+            "endpoint": self.endpoint,
             "user": self.user,
+            "access": self.access,
             "rule": self.rule,
             "verdict": self.verdict,
             "status": self.status,
@@ -156,7 +171,9 @@ impl Record {
             "sent": self.sent,
             "relay": self.relay.as_str(),
             "upstream": self.upstream.as_deref(),
-            "seconds": (self.took.as_secs_f64() * 1e6).round() / 1e6,
+            "seconds": seconds(self.took),
+            "verdict_seconds": self.judged.map(seconds),
+            "upstream_seconds": self.awaited.map(seconds),
             "error": self.error,
         })
         .to_string()

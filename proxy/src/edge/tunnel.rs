@@ -5,6 +5,7 @@ use std::pin::pin;
 use futures_util::future::{Either, select};
 
 use super::connection::{Client, Next};
+use super::exchange::count_received;
 use super::relay::{Body, Broken, Moved, Rest};
 use super::stream::Stream;
 use super::telemetry::Record;
@@ -39,6 +40,7 @@ pub async fn run(
         }
     };
     record.received = received.total();
+    count_received(client, &received);
     record.sent = sent.total();
     record.relay = client.worker.shared.counters.body(&sent, &client.stream);
     match result {

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -49,6 +49,7 @@ pub struct Cache {
     /// The order of the clock hand. Taken on insertion only, which costs an authentication anyway.
     hand: Mutex<VecDeque<Key>>,
     capacity: usize,
+    evicted: AtomicU64,
 }
 
 impl std::fmt::Debug for Cache {
@@ -60,7 +61,7 @@ impl std::fmt::Debug for Cache {
 impl Cache {
     /// An empty cache of at most `capacity` answers; 0 remembers nothing.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: DashMap::new(), hand: Mutex::default(), capacity }
+        Self { entries: DashMap::new(), hand: Mutex::default(), capacity, evicted: AtomicU64::new(0) }
     }
 
     /// The answer remembered under `key`, unless its time is over at `now`.
@@ -127,6 +128,7 @@ impl Cache {
     }
 
     fn evict_one(&self, hand: &mut VecDeque<Key>) {
+        self.evicted.fetch_add(1, Ordering::Relaxed);
         // One round at the most: after it every bit is cleared, unless other threads set them again meanwhile.
         for _ in 0..hand.len() {
             let Some(key) = hand.pop_front() else { return };
@@ -145,6 +147,11 @@ impl Cache {
     /// The number of answers kept, expired ones that nobody has evicted yet among them.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many answers have made room for others.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Whether nothing is kept.
@@ -240,7 +247,7 @@ mod tests {
         for n in 10..13 {
             cache.insert(key(n), Answer::Forbidden, 100, 0);
         }
-        assert_eq!(cache.len(), 4);
+        assert_eq!((cache.len(), cache.evicted()), (4, 3));
         assert!(cache.get(&key(0), 1).is_some(), "the one that was used stays");
         assert!(cache.get(&key(1), 1).is_none());
         for n in 0..200 {

@@ -17,6 +17,16 @@ const SHELLS: [(&str, &str); 3] = [
     ("fish", "usr/share/fish/vendor_completions.d/portcullis.fish"),
 ];
 
+/// Files to start from, beside the documentation.
+const EXAMPLES: [&str; 6] = [
+    "compose/compose.yaml",
+    "fleet/haproxy.cfg",
+    "fleet/keepalived.conf",
+    "kubernetes.yaml",
+    "monitoring/alerts.yml",
+    "monitoring/dashboard.json",
+];
+
 /// Builds it and says where it is.
 pub(super) fn build(release: &Release<'_>) -> anyhow::Result<PathBuf> {
     let tree = release.room.join("deb");
@@ -41,16 +51,24 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
         let script = Cmd::new(release.program).args(["completions", shell]).run()?;
         put(&tree.join(path), format!("{}\n", script.trim_end()).as_bytes(), 0o644)?;
     }
-    let pages = tree.join("usr/share/man/man1");
+    let man = tree.join("usr/share/man");
+    let (pages, file_pages) = (man.join("man1"), man.join("man5"));
     Cmd::new(release.program).args(["man", "--out"]).arg(&pages).run()?;
+    let written = pages.join("portcullis.toml.5");
+    let page = fs::read(&written).with_context(|| format!("cannot read {}", written.display()))?;
+    put(&file_pages.join("portcullis.toml.5"), &page, 0o644)?;
+    fs::remove_file(&written).with_context(|| format!("cannot move {}", written.display()))?;
     let doc = tree.join("usr/share/doc/portcullis");
     for name in ["README.md", "SECURITY.md"] {
         install(&root.join(name), &doc.join(name), 0o644)?;
     }
+    for name in EXAMPLES {
+        install(&packaging.join(name), &doc.join("examples").join(name), 0o644)?;
+    }
     install(&root.join("LICENSE"), &doc.join("copyright"), 0o644)?;
     install(&root.join("CHANGELOG.md"), &doc.join("changelog"), 0o644)?;
     let listed = fs::read_dir(&pages).with_context(|| format!("cannot read {}", pages.display()))?;
-    let mut compress = vec![doc.join("changelog")];
+    let mut compress = vec![doc.join("changelog"), file_pages.join("portcullis.toml.5")];
     for page in listed {
         compress.push(page.context("cannot list the manual pages")?.path());
     }

@@ -79,6 +79,18 @@ pub const UNSHARE: Need = need("unshare", "util-linux", "makes namespaces");
 /// A balancer that speaks the PROXY protocol.
 pub const HAPROXY: Need =
     Need { units: &["haproxy.service"], ..need("haproxy", "haproxy", "a balancer that speaks the PROXY protocol") };
+/// Passes an address on from one balancer to the other.
+pub const KEEPALIVED: Need = Need {
+    units: &["keepalived.service"],
+    ..need("keepalived", "keepalived", "moves an address between two balancers")
+};
+/// Reads rules and metrics as Prometheus does.
+pub const PROMTOOL: Need = Need {
+    units: &["prometheus.service"],
+    ..need("promtool", "prometheus", "reads alert rules and metrics as Prometheus does")
+};
+/// Starts the containers of an example.
+pub const COMPOSE: Need = need("docker-compose", "docker-compose", "starts the example of several containers");
 /// A browser, without a window.
 pub const CHROMIUM: Need = need("chromium", "chromium", "a browser that reads the status page");
 /// Reads requests as another independent server does.
