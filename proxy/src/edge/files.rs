@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys};
 
+use super::sandbox;
 use super::tls::server::inspect_client_ca;
 use crate::auth::Htpasswd;
 use crate::auth::htpasswd::LineError;
@@ -139,6 +140,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
             io::ErrorKind::IsADirectory => "name a file in it",
             _ => "check the file",
         };
+        let remedy = sandbox::remedy(path).unwrap_or_else(|| remedy.to_owned());
         format!("{}: {}; {remedy}", path.display(), system_reason(&error))
     };
     let mut bytes = Vec::new();

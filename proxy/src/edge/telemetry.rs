@@ -229,7 +229,8 @@ pub fn say(line: &str) {
 
 fn append(path: &std::path::Path) -> io::Result<File> {
     let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    let remedy = || super::sandbox::remedy(path).map_or(String::new(), |remedy| format!("; {remedy}"));
+    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}{}", path.display(), remedy())))
 }
 
 /// Writes what is there, then rests: whoever sends meanwhile finds nobody to wake. What cannot be written is counted, and
