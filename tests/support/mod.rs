@@ -35,6 +35,22 @@ pub(crate) fn misses(needs: &[Need]) -> bool {
     !missing.is_empty()
 }
 
+/// io_uring_setup, io_uring_enter and io_uring_register, not permitted, as docker's default profile has it. New calls have
+/// the same numbers on every architecture.
+pub(crate) const WITHOUT_IO_URING: &str = "425-427=1";
+/// landlock_create_ruleset, landlock_add_rule and landlock_restrict_self, unknown, as to a kernel without them.
+pub(crate) const WITHOUT_LANDLOCK: &str = "444-446=38";
+
+/// A program in `dir` that is the one under test on a kernel without some system calls. Takes [`packages::PYTHON`].
+pub(crate) fn without(calls: &str, dir: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (script, wrapper) = (dir.join("without.py"), dir.join("portcullis"));
+    fs::write(&script, include_str!("../peers/without.py")).unwrap();
+    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {calls} {:?} \"$@\"\n", program())).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    wrapper
+}
+
 /// An htpasswd file with one line.
 pub(crate) fn htpasswd(dir: &Path, line: &str) -> PathBuf {
     let file = dir.join("users.htpasswd");
