@@ -36,7 +36,8 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Peers whose opinion some tests want.
-const PEERS: [Need; 4] = [packages::NGINX, packages::HAPROXY, packages::NODE, packages::CHROMIUM];
+const PEERS: [Need; 5] =
+    [packages::NGINX, packages::HAPROXY, packages::NODE, packages::CHROMIUM, packages::SYSTEMD_ANALYZE];
 
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
 const CLIENTS: [Need; 5] =

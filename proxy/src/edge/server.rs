@@ -117,7 +117,7 @@ type Started = (Vec<thread::JoinHandle<()>>, Vec<orders::UnboundedSender<Order>>
 
 /// Starts the workers and waits until each has its runtime.
 fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started> {
-    shared.log.start().context("cannot start the access log's thread")?;
+    shared.log.start().context("cannot open the access log")?;
     shared.gate.start().context("cannot start the password helpers")?;
     let (ready, built) = mpsc::channel();
     let (mut threads, mut senders) = (Vec::new(), Vec::new());

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use self::lines::Lines;
 use super::requests;
+use super::sys::privilege::is_root;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
@@ -126,7 +127,8 @@ impl Record {
 }
 
 type Out = Box<dyn Write + Send>;
-type Writer = (Out, Receiver<Order>);
+/// Without a way out yet, where only the user that the gate becomes may open the file.
+type Writer = (Option<Out>, Receiver<Order>);
 
 /// What the writer is told.
 enum Order {
@@ -159,10 +161,16 @@ impl Log {
     /// # Errors
     /// When the file cannot be opened for appending; the text names it.
     pub fn prepare(to: &AccessLog) -> io::Result<Self> {
-        let (out, path): (Out, _) = match to {
+        let (out, path): (Option<Out>, _) = match to {
             AccessLog::Off => return Ok(Self::default()),
-            AccessLog::Stdout => (Box::new(io::stdout()), None),
-            AccessLog::File(path) => (Box::new(append(path)?), Some(path.clone())),
+            AccessLog::Stdout => (Some(Box::new(io::stdout())), None),
+            // Root without its capabilities may not write in a directory of the gate's user.
+            AccessLog::File(path) => match append(path) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_root() => {
+                    (None, Some(path.clone()))
+                }
+                opened => (Some(Box::new(opened?)), Some(path.clone())),
+            },
         };
         let (queue, orders) = sync_channel(QUEUE);
         Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))), ..Self::default() })
@@ -171,10 +179,15 @@ impl Log {
     /// Starts the writer.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread cannot be started, or the file not be opened.
     pub fn start(&self) -> io::Result<()> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((out, orders)) = writer {
+            let out: Out = match (out, &self.path) {
+                (Some(out), _) => out,
+                (None, Some(path)) => Box::new(append(path)?),
+                (None, None) => return Ok(()),
+            };
             let dropped = Arc::clone(&self.dropped);
             let task = move || write_lines(Lines::new(out), &orders, &dropped);
             std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
