@@ -6,18 +6,26 @@ pub(crate) mod secure;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
-pub(crate) use xtask::lab::process::{Service, free_address, is_root, random, scratch};
+pub(crate) use xtask::lab::process::{Service, descriptors, free_address, is_root, random, scratch};
 pub(crate) use xtask::lab::{
     cmd, containerd, curl, den, docker, hello, http, image, pki, podman, registry, skips, skopeo,
 };
 
-/// The `portcullis` that cargo built for these tests.
+/// The program under test. Where `cargo xtask test` names a directory for it, one to which io_uring is refused.
 pub(crate) fn program() -> &'static Path {
+    static ON_EPOLL: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let wrapped = || Some(without(WITHOUT_IO_URING, Path::new(&std::env::var_os("PORTCULLIS_TEST_ON_EPOLL")?)));
+    ON_EPOLL.get_or_init(wrapped).as_deref().unwrap_or_else(|| built())
+}
+
+/// The `portcullis` that cargo built for these tests.
+fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_portcullis"))
 }
 
@@ -46,7 +54,7 @@ pub(crate) fn without(calls: &str, dir: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt as _;
     let (script, wrapper) = (dir.join("without.py"), dir.join("portcullis"));
     fs::write(&script, include_str!("../peers/without.py")).unwrap();
-    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {calls} {:?} \"$@\"\n", program())).unwrap();
+    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {calls} {:?} \"$@\"\n", built())).unwrap();
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
     wrapper
 }

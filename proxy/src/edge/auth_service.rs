@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use zeroize::Zeroizing;
 
 use super::doors::{bind_problem, patiently};
 use super::files::load_htpasswd;
@@ -83,7 +84,7 @@ impl Service {
     /// Answers one request; whether another may follow.
     async fn answer(&self, socket: &Watched) -> bool {
         socket.expect_within(self.configured.idle_timeout);
-        let mut read = Vec::new();
+        let mut read = Zeroizing::new(Vec::with_capacity(4096));
         let mut seen = 0;
         let len = loop {
             if !read.is_empty() {
