@@ -13,7 +13,7 @@ use crate::support::{add_user, misses, program, root, scratch, skips};
 /// Where `cargo xtask test` has put the artefacts.
 const DIST: &str = "PORTCULLIS_DIST";
 
-fn artefact(suffix: &str) -> Option<PathBuf> {
+pub(crate) fn artefact(suffix: &str) -> Option<PathBuf> {
     let dir = std::env::var_os(DIST).map(PathBuf::from)?;
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     names.filter(|path| path.to_string_lossy().ends_with(suffix)).max()
@@ -29,7 +29,7 @@ fn plays(script: &str, artefact: &Path, room: &Path) {
     assert!(output.status.success() && text.contains("the end was reached"), "{}\n{text}", output.status);
 }
 
-fn cannot(needs: &[crate::support::Need], found: Option<&PathBuf>) -> bool {
+pub(crate) fn cannot(needs: &[crate::support::Need], found: Option<&PathBuf>) -> bool {
     if misses(needs) {
         return true;
     }

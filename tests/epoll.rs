@@ -2,17 +2,23 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::Duration;
 
+use crate::dist::{artefact, cannot};
+use crate::support::docker::Docker;
 use crate::support::http::{Connection, basic};
-use crate::support::packages::PYTHON;
+use crate::support::packages::{CONTAINERD, DOCKER, DOCKERD, PYTHON};
 use crate::support::raw::{Raw, read_all, read_head, read_until, say};
-use crate::support::{Gate, Serve, htpasswd, misses, program, scratch};
+use crate::support::{
+    Gate, Serve, WITHOUT_IO_URING, den::Den, free_address, hello::Stub, htpasswd, metric, misses, root, scratch, skips,
+    wait_for, without,
+};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
+/// The image's own.
+const ADMIN: &str = "127.0.0.1:9180";
 const SIZE: usize = 7_000_001;
 
 /// Answers by target: a body by length, in chunks, or to the end of the connection; or an echo through a tunnel.
@@ -53,14 +59,12 @@ fn service() -> Raw {
 
 fn gate(backend: &str) -> Gate {
     let dir = scratch("epoll").unwrap();
-    let (script, wrapper) = (dir.path().join("noring.py"), dir.path().join("portcullis"));
-    std::fs::write(&script, include_str!("peers/noring.py")).unwrap();
-    let line = format!("#!/bin/sh\nexec python3 {script:?} {:?} \"$@\"\n", program());
-    std::fs::write(&wrapper, line).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let serve = Serve::new(&wrapper).unwrap().flag("--backend", backend).flag("--kind", "http");
-    let gate = serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).start().unwrap();
+    let serve =
+        Serve::new(&without(WITHOUT_IO_URING, dir.path())).unwrap().flag("--backend", backend).flag("--kind", "http");
+    let admin = free_address().unwrap();
+    let gate = serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).admin(admin).start().unwrap();
     assert!(gate.says("workers on epoll"), "{}", gate.log());
+    assert_eq!(metric(admin, "portcullis_driver_info{driver=\"epoll\"}"), 1);
     gate
 }
 
@@ -104,4 +108,46 @@ fn on_epoll_bodies_tunnels_and_drains_are_the_same() {
     let mut idle = Connection::open(addr).unwrap();
     assert_eq!(gate.stop(Duration::from_secs(30)).unwrap().code(), Some(0));
     assert!(idle.is_closed());
+}
+
+/// docker's default profile refuses io_uring since version 25; ours is that profile, and io_uring.
+#[test]
+fn dockers_profile_decides_and_the_gate_says_what_runs() {
+    let image = artefact(".oci.tar");
+    if cannot(&[DOCKERD, DOCKER, CONTAINERD], image.as_ref()) {
+        return;
+    }
+    if let Some(reason) = Den::why_not() {
+        return skips::skip(&reason);
+    }
+    let den = Den::start().unwrap();
+    let docker = Docker::start(&den).unwrap();
+    let run = |words: &[&str]| docker.client().args(words).run().unwrap();
+    let loaded = run(&["load", "--input", image.unwrap().to_str().unwrap()]);
+    let name = loaded.trim().rsplit(' ').next().unwrap().to_owned();
+
+    let ours = root().join("xtask/packaging/seccomp-io_uring.json");
+    let mut profile: serde_json::Value = serde_json::from_slice(&std::fs::read(&ours).unwrap()).unwrap();
+    let last = profile["syscalls"].as_array_mut().unwrap().pop().unwrap();
+    assert!(last.to_string().contains("io_uring_setup"), "{last}");
+    let dir = scratch("profile").unwrap();
+    let default = dir.path().join("default.json");
+    std::fs::write(&default, profile.to_string()).unwrap();
+
+    let hello = den.within(|| Stub::hello().unwrap()).unwrap();
+    for (profile, driver) in [(&default, "epoll"), (&ours, "io_uring")] {
+        let option = format!("seccomp={}", profile.display());
+        let (backend, auth) = (format!("BACKEND={}", hello.url()), format!("AUTH_BACKEND={}", hello.url()));
+        let words =
+            ["run", "--detach", "--network", "host", "--security-opt", &option, "--env", &backend, "--env", &auth];
+        let container = run(&[&words[..], &[&name]].concat()).trim().to_owned();
+        let log = || docker.client().args(["logs", &container]).output().map(|output| output.everything()).unwrap();
+        wait_for("the container is ready", || log().contains("portcullis: ready: "));
+        assert!(log().contains(&format!("workers on {driver}")), "{}", log());
+        assert!(log().contains("portcullis: confined: "), "{}", log());
+        let told =
+            den.within(|| metric(ADMIN.parse().unwrap(), &format!("portcullis_driver_info{{driver=\"{driver}\"}}")));
+        assert_eq!(told.unwrap(), 1);
+        run(&["rm", "--force", &container]);
+    }
 }

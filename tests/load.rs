@@ -14,7 +14,7 @@ use crate::support::cmd::Cmd;
 use crate::support::hello::{Reply, Stub};
 use crate::support::http::{Connection, basic, get};
 use crate::support::raw::{Raw, read_all, read_head, say};
-use crate::support::{Gate, Serve, free_address, htpasswd, program, scratch, skips};
+use crate::support::{Gate, Serve, free_address, htpasswd, is_root, program, scratch, skips};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -135,6 +135,9 @@ fn above_the_limit_for_all_connections_are_closed_at_once() {
 
 #[test]
 fn out_of_files_it_waits_without_spinning_and_serves_again() {
+    if !is_root() {
+        return skips::skip("needs root, to see how many files a gate has open");
+    }
     let hello = Stub::hello().unwrap();
     let gate = serve(&hello.url(), "").start().unwrap();
     let pid = gate.pid().to_string();

@@ -7,6 +7,7 @@ mod bad_input;
 mod bodies;
 mod cli;
 mod clients;
+mod confinement;
 mod corpora;
 mod data_plane;
 mod differential;

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::readme::blocks;
 use crate::support::cmd::Cmd;
-use crate::support::packages::{CURL, IP, OPENSSL, REGISTRY, SETPRIV, SKOPEO};
+use crate::support::packages::{CURL, IP, OPENSSL, PYTHON, REGISTRY, SKOPEO, SYSTEMD_ANALYZE};
 use crate::support::{image, misses, program, random, root, scratch, skips};
 
 const NAMESPACES: [&str; 7] =
@@ -12,7 +12,7 @@ const NAMESPACES: [&str; 7] =
 
 #[test]
 fn ten_minutes_of_the_readme() {
-    if misses(&[REGISTRY, SKOPEO, OPENSSL, CURL, IP, SETPRIV]) {
+    if misses(&[REGISTRY, SKOPEO, OPENSSL, CURL, IP, PYTHON]) {
         return;
     }
     let dir = scratch("production").unwrap();
@@ -28,8 +28,26 @@ fn ten_minutes_of_the_readme() {
     let output = cmd.output().unwrap();
     let text = output.everything();
     assert!(output.status.success() && text.contains("the end was reached"), "{}\n{text}", output.status);
-    for part in ["configuration is valid", "every way in is shut", "THE GUARD IS OFF"] {
+    let (lines, itself) =
+        ("PrivateUsers CapabilityBoundingSet", "confined: reads beneath /etc/portcullis, appends beneath /var/log/");
+    for part in ["configuration is valid", lines, itself, "every way in is shut", "THE GUARD IS OFF"] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    assert!(!text.contains("warning: this kernel"), "the unit refuses what the gate needs to confine itself\n{text}");
+}
+
+/// The guard's three capabilities, root and the host's network alone are more than 1.5: what else could be given away is.
+#[test]
+fn the_units_give_away_what_they_can() {
+    if misses(&[SYSTEMD_ANALYZE]) {
+        return;
+    }
+    for (unit, most) in [("portcullis.service", "15"), ("portcullis-guard.service", "19")] {
+        let path = root().join("xtask/packaging").join(unit);
+        let words = ["security", "--offline=true", "--no-pager", "--threshold", most];
+        let output = Cmd::new("systemd-analyze").args(words).arg(path).output().unwrap();
+        assert!(output.status.success(), "{unit} is above {most}/10\n{}", output.everything());
+        assert!(!output.everything().contains("Unknown"), "{}", output.everything());
     }
 }
 

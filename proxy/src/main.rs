@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 fn serve(args: &ServeArgs) -> Result<ExitCode, Vec<String>> {
     let again = args.clone();
     let load = Box::new(move || load_config(&again));
-    report(edge::server::run(load_config(args)?, load, args.take_over))
+    report(edge::server::run(load_config(args)?, config_file(args).as_deref(), load, args.take_over))
 }
 
 fn check(args: &CheckArgs) -> Result<ExitCode, Vec<String>> {
@@ -69,9 +69,16 @@ fn explain(args: &ExplainArgs) -> Result<ExitCode, Vec<String>> {
     report(edge::explain::run(args, &config, &policy))
 }
 
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn config_file(args: &ServeArgs) -> Option<PathBuf> {
+    args.config.clone().or_else(|| variable("PORTCULLIS_CONFIG").map(PathBuf::from))
+}
+
 fn load_config(args: &ServeArgs) -> Result<Config, Vec<String>> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let path = args.config.clone().or_else(|| variable("PORTCULLIS_CONFIG").map(PathBuf::from));
+    let path = config_file(args);
     let text = match &path {
         None => None,
         Some(path) => Some(edge::files::read_text(path).map_err(|error| vec![error])?),

@@ -2,7 +2,7 @@
 # process namespaces: real files, users, programs and eBPF, but none of it outlives this shell.
 #
 # Stood in for: apt-get (installed already), cargo (built already), certbot (a certificate of our own, the real hook),
-# systemctl (starts a unit's command under the unit's own capabilities), docker (curl and skopeo).
+# systemctl (starts a unit's command under what its lines ask for, by tests/peers/unit.py), docker (curl and skopeo).
 # $1: a scratch directory with `image` (an OCI layout), $2: the work tree, $3: the program.
 set -euo pipefail
 scratch=$1 tree=$2 program=$3
@@ -46,12 +46,10 @@ wait_for() {
 }
 
 start_unit() {
-    local unit=/etc/systemd/system/$1.service capabilities command
-    capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' "$unit" | tr A-Z a-z | sed 's/cap_/+/g; s/ /,/g')
-    command=$(sed -n 's/^ExecStart=//p' "$unit")
-    local start="setpriv --bounding-set -all,$capabilities --no-new-privs -- $command"
-    $start >"$room/$1.log" 2>&1 &
-    echo $! >"$room/$1.pid"
+    local unit=$1
+    shift
+    python3 "$tree/tests/peers/unit.py" "/etc/systemd/system/$unit.service" "$@" >"$room/$unit.log" 2>&1 &
+    echo $! >"$room/$unit.pid"
 }
 
 apt-get() { :; }
@@ -65,11 +63,13 @@ systemctl() {
         wait_for http://127.0.0.1:5000/
         ;;
     "daemon-reload") ;;
-    "enable --now portcullis-guard portcullis")
+    "enable --now portcullis-guard portcullis.socket portcullis")
         start_unit portcullis-guard
         # Its word that it is ready, which systemd would wait for.
         for _ in $(seq 100); do command portcullis guard status >/dev/null 2>&1 && break || sleep 0.1; done
-        start_unit portcullis
+        # In a place of its own user's, which root without its capabilities may not enter.
+        sed -i '1i access_log = "/var/log/portcullis/access.log"' /etc/portcullis/portcullis.toml
+        start_unit portcullis /etc/systemd/system/portcullis.socket
         wait_for https://registry.example.com/
         ;;
     "disable --now portcullis-guard")
@@ -105,6 +105,8 @@ docker() {
     push)
         _CONTAINERS_ROOTLESS_UID=65534 XDG_DATA_HOME=$HOME skopeo --insecure-policy --tmpdir "$HOME" copy --quiet \
             --dest-creds "alice:$password" --dest-cert-dir "$room/trust" "oci:$scratch/image:latest" "docker://$2"
+        grep -h -e "^carried out" -e "confined: " -e "warning: " "$room"/portcullis*.log
+        grep -q '"method":"PUT"' /var/log/portcullis/access.log
         # It has to run as nobody in particular by now.
         [ "$(stat -c %U /proc/"$(pgrep -f 'portcullis serve')")" = portcullis ]
         ;;

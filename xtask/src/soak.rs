@@ -14,7 +14,7 @@ use crate::lab::cmd::Cmd;
 use crate::lab::gate::{Gate, Serve, add_user};
 use crate::lab::interrupt;
 use crate::lab::packages::{self, Need};
-use crate::lab::process::{free_address, random, scratch};
+use crate::lab::process::{descriptors, free_address, random, scratch};
 use crate::lab::registry::Registry;
 use crate::lab::ui::{Step, say, table};
 use crate::workspace;
@@ -60,9 +60,7 @@ struct Sample {
 
 impl Sample {
     fn of(gate: &Gate) -> anyhow::Result<Self> {
-        let dir = format!("/proc/{}/fd", gate.pid());
-        let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {dir}"))?;
-        let links: Vec<PathBuf> = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+        let links = descriptors(gate.pid())?;
         let pipes = links.iter().filter(|link| link.to_string_lossy().starts_with("pipe:")).count();
         Ok(Self { rss: gate.usage()?.rss, fds: links.len(), pipes })
     }

@@ -8,7 +8,7 @@ use anyhow::bail;
 
 use crate::lab::cmd::{Cmd, tail, which};
 use crate::lab::packages::{self, Need};
-use crate::lab::process::is_root;
+use crate::lab::process::{is_root, scratch};
 use crate::lab::ui::{Step, say, table};
 use crate::lab::{interrupt, skips};
 use crate::{build_ebpf, dist, vm_test, workspace};
@@ -36,12 +36,22 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Peers whose opinion some tests want.
-const PEERS: [Need; 6] =
-    [packages::NGINX, packages::HAPROXY, packages::KEEPALIVED, packages::NODE, packages::CHROMIUM, packages::PROMTOOL];
+const PEERS: [Need; 7] = [
+    packages::NGINX,
+    packages::HAPROXY,
+    packages::KEEPALIVED,
+    packages::NODE,
+    packages::CHROMIUM,
+    packages::PROMTOOL,
+    packages::SYSTEMD_ANALYZE,
+];
 
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
 const CLIENTS: [Need; 6] =
     [packages::DOCKERD, packages::COMPOSE, packages::CONTAINERD, packages::CTR, packages::PODMAN, packages::BUILDAH];
+
+/// The tests whose gates run on epoll as well.
+const ON_EPOLL: [&str; 6] = ["admission::", "bodies::", "data_plane::", "round_trip::", "upgrade::", "upstreams::"];
 
 /// Building them from nothing included, on a slow machine.
 const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);
@@ -159,6 +169,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         summary.check("stock kernels in virtual machines", kernels)?;
     }
     tests(&mut summary, args)?;
+    if args.filter.is_none() {
+        summary.check("the gate on epoll", on_epoll)?;
+    }
     summary.show()
 }
 
@@ -227,6 +240,18 @@ fn kernels() -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped(reason));
     }
     vm_test::run(&vm_test::Args { kernel: vm_test::kernels(), program: None })?;
+    Ok(Outcome::Passed)
+}
+
+/// What crosses the gate, once more where io_uring is refused.
+fn on_epoll() -> anyhow::Result<Outcome> {
+    if let Some(need) = packages::missing(&[packages::PYTHON]).first() {
+        return Ok(Outcome::Skipped(format!("not installed: {}", need.package)));
+    }
+    let room = scratch("epoll")?;
+    let cmd = workspace::cargo().args(["test", "--locked", "-p", "portcullis", "--test", "main", "--"]).args(ON_EPOLL);
+    let cmd = cmd.env("PORTCULLIS_TEST_ON_EPOLL", room.path()).limit(TESTS_LIMIT).log(workspace::log("epoll")?);
+    cmd.step("cargo test, without io_uring")?;
     Ok(Outcome::Passed)
 }
 

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::upstream::{Connection, NoResponse, Pool, response_head};
 use crate::auth::Principal;
 use crate::balance::idle::Need;
@@ -44,16 +46,18 @@ pub async fn ask(pool: &Pool, request: &Subrequest<'_>, within: Duration) -> Ask
 }
 
 /// A GET without a body: the authoriser is never shown a part of something, as if it were the whole.
-fn write(request: &Subrequest<'_>, authority: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+fn write(request: &Subrequest<'_>, authority: &str) -> Zeroizing<Vec<u8>> {
+    // In one piece: a vector that grows leaves a copy of the credentials behind.
+    let credentials = request.head.authorization.map_or(0, <[u8]>::len);
+    let mut out = Zeroizing::new(Vec::with_capacity(1024 + credentials + request.target.len()));
     // Writing into a Vec does not fail.
-    let _ = write!(out, "GET {} HTTP/1.1\r\nHost: {authority}\r\n", request.path);
+    let _ = write!(*out, "GET {} HTTP/1.1\r\nHost: {authority}\r\n", request.path);
     if let Some(value) = request.head.authorization {
         out.extend_from_slice(b"Authorization: ");
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }
-    let _ = write!(out, "X-Original-URI: {}\r\nX-Original-Method: {}\r\n", request.target, request.head.method);
+    let _ = write!(*out, "X-Original-URI: {}\r\nX-Original-Method: {}\r\n", request.target, request.head.method);
     assertions(request.from, &mut out);
     out.extend_from_slice(b"\r\n");
     out

@@ -1,7 +1,7 @@
 //! `portcullis auth-service`: the small stand-alone Basic auth service of the 2014 recipe. Any path, any method: 200 for a
 //! good login, 401 with a challenge for everything else.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,15 +9,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use zeroize::Zeroizing;
 
 use super::doors::{bind_problem, patiently};
 use super::hashing::Hashers;
 use super::listener::accept_all;
 use super::passwords::Passwords;
+use super::sandbox::{self, Places};
 use super::stream::{recv_some, send_all};
 use super::sys::driver::Driver;
-use super::sys::privilege::raise_file_limit;
+use super::sys::privilege::{hide_memory, raise_file_limit};
 use super::sys::socket::{self, Socket};
+use super::telemetry::say;
 use super::watch::{Watch, Watched};
 use crate::auth::{challenge, credentials};
 use crate::config::Limits as Configured;
@@ -43,11 +46,14 @@ struct Service {
 /// When the file cannot be used or the address not be bound.
 pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<ExitCode> {
     challenge::check_realm(realm).map_err(|problem| anyhow!("the realm {problem}"))?;
+    let places = Places::default().reading(htpasswd);
     let htpasswd = Arc::new(Passwords::load(htpasswd).map_err(anyhow::Error::msg)?);
+    hide_memory().context("cannot keep this process's memory to itself")?;
     raise_file_limit();
     let fd = patiently(|| socket::bound(listen, false))
         .and_then(|fd| socket::start_listening(&fd).map(|()| fd))
         .map_err(|error| anyhow!("cannot listen on {listen}: {}", bind_problem(&error)))?;
+    sandbox::enter(places)?.iter().for_each(|line| say(&format!("auth-service: {line}")));
     let configured = Configured::default();
     let hashers = Hashers::new(configured.hash_threads, configured.hash_queue);
     hashers.start().context("cannot start the password helpers")?;
@@ -56,7 +62,7 @@ pub fn run(htpasswd: &Path, listen: SocketAddr, realm: &str) -> anyhow::Result<E
         Limits { head_bytes: configured.head_bytes, target_bytes: configured.target_bytes, fields: configured.fields };
     let service = Rc::new(Service { htpasswd, hashers, challenge: challenge::basic(realm), limits, configured });
     let mut driver = Driver::build().context("cannot start the event loop")?;
-    let _ = writeln!(io::stderr().lock(), "portcullis: auth-service: listening on http://{listen}");
+    say(&format!("auth-service: listening on http://{listen}"));
     driver.block_on(accept(service, fd))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -79,7 +85,7 @@ impl Service {
     /// Answers one request; whether another may follow.
     async fn answer(&self, socket: &Watched) -> bool {
         socket.expect_within(self.configured.idle_timeout);
-        let mut read = Vec::new();
+        let mut read = Zeroizing::new(Vec::with_capacity(4096));
         let mut seen = 0;
         let len = loop {
             if !read.is_empty() {

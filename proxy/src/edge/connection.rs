@@ -25,6 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::arrival::{Arrival, arrive};
 use super::exchange;
+use super::heard::Heard;
 use super::listener::{Door, Settings};
 use super::plan::Plan;
 use super::stream::Stream;
@@ -151,10 +152,11 @@ impl Client<'_> {
         let (began, clock) = (SystemTime::now(), Instant::now());
         // What follows the head stays in `read`; the head's bytes live as long as the exchange.
         let rest = read.split_off(len);
-        let head_bytes = std::mem::replace(read, rest);
+        let heard = Heard::new(std::mem::replace(read, rest));
         let mut record = Record { began: Some(began), ..Record::default() };
-        let next = match head::request(&head_bytes, &self.limits()) {
+        let next = match head::request(heard.bytes(), &self.limits()) {
             Ok(head) => {
+                heard.holds(head.authorization.unwrap_or_default());
                 record.method = head.method.to_owned();
                 record.target = loggable_target(head.target);
                 // In a box of its own: a connection that waits for its next request holds no room for an exchange.

@@ -161,7 +161,9 @@ pub(super) fn bind_problem(error: &io::Error) -> String {
                 .to_owned()
         }
         io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need root or CAP_NET_BIND_SERVICE: grant it or choose another with --listen".to_owned()
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE: start it so, name the address in portcullis.socket, or \
+             choose another with --listen"
+                .to_owned()
         }
         io::ErrorKind::AddrNotAvailable => {
             "this machine has no such address: `ip address` lists those that it has".to_owned()

@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys};
 
+use super::sandbox;
 use super::tls::server::inspect_client_ca;
 use crate::auth::Htpasswd;
 use crate::auth::htpasswd::LineError;
@@ -139,10 +140,13 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
             io::ErrorKind::IsADirectory => "name a file in it",
             _ => "check the file",
         };
+        let remedy = sandbox::remedy(path).unwrap_or_else(|| remedy.to_owned());
         format!("{}: {}; {remedy}", path.display(), system_reason(&error))
     };
-    let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
+    // A vector that grows would leave copies behind, and the file may be a key.
+    let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_FILE));
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 64);
     io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE + 1), &mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("{}: larger than {} MiB; name another file", path.display(), MAX_FILE >> 20));

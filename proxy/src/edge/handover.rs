@@ -4,9 +4,11 @@
 //! closes the sockets of a shared port, it has the kernel send everything new to the gate that was started beside it, and
 //! goes on accepting until what had begun is there.
 
-use std::io::{self, BufRead as _};
+use std::fs::File;
+use std::io::{self, Seek as _};
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::bail;
 use rustix::net::{getsockname, sockopt};
@@ -74,29 +76,49 @@ fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+/// The kernel's tables of sockets, IPv4 and IPv6.
+const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+
+/// The same, open.
+static OPEN: OnceLock<[Option<Mutex<File>>; 2]> = OnceLock::new();
+
+/// Opens the kernel's tables of sockets now: by the time that one of them is wanted, the gate may open none.
+pub fn keep_tables() {
+    OPEN.get_or_init(|| TABLES.map(|path| File::open(path).ok().map(Mutex::new)));
+}
+
 /// How many sockets listen on exactly this address.
 fn listening(address: SocketAddr) -> io::Result<usize> {
-    const LISTEN: &str = "0A";
-    let (path, wanted) = match address {
-        SocketAddr::V4(v4) => {
-            ("/proc/self/net/tcp", format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port()))
-        }
+    let (which, wanted) = match address {
+        SocketAddr::V4(v4) => (0, format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port())),
         SocketAddr::V6(v6) => {
             let words = v6.ip().octets();
             let words = words.chunks_exact(4).map(|w| format!("{:08X}", u32::from_ne_bytes([w[0], w[1], w[2], w[3]])));
-            ("/proc/self/net/tcp6", format!("{}:{:04X}", words.collect::<String>(), v6.port()))
+            (1, format!("{}:{:04X}", words.collect::<String>(), v6.port()))
         }
     };
+    match OPEN.get().and_then(|open| open[which].as_ref()) {
+        Some(open) => {
+            let mut file = open.lock().unwrap_or_else(PoisonError::into_inner);
+            file.rewind()?;
+            count(io::BufReader::new(&*file), &wanted)
+        }
+        None => count(io::BufReader::new(File::open(TABLES[which])?), &wanted),
+    }
+}
+
+/// Listening sockets come first in a table.
+fn count(table: impl io::BufRead, wanted: &str) -> io::Result<usize> {
+    const LISTEN: &str = "0A";
     let mut count = 0;
-    for line in io::BufReader::new(std::fs::File::open(path)?).lines().skip(1) {
+    for line in table.lines().skip(1) {
         let line = line?;
         let mut words = line.split_whitespace().skip(1);
         let (local, state) = (words.next(), words.nth(1));
-        // Listening sockets come first.
         if state != Some(LISTEN) {
             break;
         }
-        count += usize::from(local == Some(&wanted));
+        count += usize::from(local == Some(wanted));
     }
     Ok(count)
 }

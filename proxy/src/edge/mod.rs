@@ -2,8 +2,9 @@
 //!
 //! Begin with [`connection`], the life of one request. The others, from the outside in:
 //!
-//! * [`server`] starts and stops everything, [`doors`] opens the addresses, [`origins`] tries the upstreams; [`worker`] is one
-//!   thread; [`listener`] accepts, [`arrival`] hears who comes
+//! * [`server`] starts and stops everything, [`doors`] opens the addresses, [`origins`] tries the upstreams, [`sandbox`] takes
+//!   away what is not needed any more; [`worker`] is one thread; [`listener`] accepts,
+//!   [`arrival`] hears who comes, [`heard`] forgets what they said
 //! * [`generation`] is what one configuration becomes, [`reload`] puts another in its place, [`handover`] another process,
 //!   and [`notify`] tells the service manager
 //! * [`stream`] and [`tls`] are the client's side, [`upstream`] the registry's, [`relay`] moves bodies
@@ -32,6 +33,7 @@ pub mod guard;
 pub mod handover;
 pub mod hashing;
 pub mod health;
+pub mod heard;
 pub mod listener;
 pub mod names;
 pub mod notify;
@@ -42,6 +44,7 @@ pub mod relay;
 pub mod reload;
 pub mod requests;
 pub mod revoke;
+pub mod sandbox;
 pub mod server;
 pub mod stream;
 pub mod sys;

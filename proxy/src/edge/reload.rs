@@ -132,7 +132,7 @@ impl Control {
         let Opened { doors: next, sockets } = doors::change(&config, doors, self.workers.len())?;
         let tls = next.iter().filter_map(|door| door.settings.tls.clone()).collect();
         let (shared, new_names) = generation::next(config, before, tls)?;
-        shared.log.start().context("cannot start the access log's thread")?;
+        shared.log.start().context("cannot open the access log")?;
         shared.gate.start().context("cannot start the password helpers")?;
         if !same_services(&before.config, &shared.config) {
             origins::try_all(&shared)?;

@@ -1,11 +1,12 @@
 //! Starting and stopping the gate.
 //!
 //! Everything that can fail does so before the first connection is accepted: files are read, addresses bound, the guard
-//! opened and the upstreams tried. What needs root comes first, then the gate becomes an ordinary user, and only then
-//! are there threads.
+//! opened and the upstreams tried. What needs root comes first, then the gate becomes an ordinary user and confines itself
+//! to its own files, and only then are there threads.
 
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
 use anyhow::{Context as _, bail};
@@ -19,20 +20,23 @@ use super::guard::vouch::Voucher;
 use super::listener::Bound;
 use super::passwords::FILE_CHECK;
 use super::reload::{Control, Load};
+use super::sandbox::Places;
 use super::sys::driver::{Driver, Kind as DriverKind};
 use super::sys::memory::keep_working_memory;
-use super::sys::privilege::{account, become_account, is_root, raise_file_limit};
+use super::sys::privilege::{account, become_account, hide_memory, is_root, raise_file_limit};
 use super::telemetry::say;
 use super::tls::renewal;
 use super::worker::{self, Order, Shared};
-use super::{admin, health, names, notify, origins};
+use super::{admin, handover, health, names, notify, origins, sandbox};
 use crate::config::Config;
 
-/// Runs the gate until it is told to stop; `load` reads its configuration, now and whenever it is told to reload.
+/// Runs the gate until it is told to stop; `load` reads its configuration, which stands in `file`, whenever it is told to
+/// reload.
 ///
 /// # Errors
 /// When it cannot start; the text names the thing and the remedy. Nothing is left half-started.
-pub fn run(config: Config, load: Load, take_over: bool) -> anyhow::Result<ExitCode> {
+pub fn run(config: Config, file: Option<&Path>, load: Load, take_over: bool) -> anyhow::Result<ExitCode> {
+    hide_memory().context("cannot keep this process's memory to itself")?;
     raise_file_limit();
     keep_working_memory();
     let workers = worker_count(&config);
@@ -44,7 +48,11 @@ pub fn run(config: Config, load: Load, take_over: bool) -> anyhow::Result<ExitCo
     let tls = doors.iter().filter_map(|door| door.settings.tls.clone()).collect();
     let (shared, names) = generation::first(config, Met { voucher, metrics: guard.map(Arc::new) }, tls)?;
     origins::try_all(&shared)?;
+    // Looked for as root: afterwards some of the links on the way may be out of sight.
+    let places = Places::of(&shared.config, file);
+    handover::keep_tables();
     drop_privileges(shared.config.user.as_deref())?;
+    sandbox::enter(places)?.iter().for_each(|line| say(line));
     doors::listen(&sockets)?;
     abort_on_panic();
     names::keep_fresh(names, shared.config.limits.resolve_interval).context("cannot start a thread for names")?;
@@ -68,10 +76,10 @@ pub fn run(config: Config, load: Load, take_over: bool) -> anyhow::Result<ExitCo
 }
 
 pub(super) fn worker_count(config: &Config) -> usize {
-    match config.workers {
-        0 => thread::available_parallelism().map_or(1, Into::into),
-        n => n,
-    }
+    // Found out at the start: later the gate may not see what its container allots.
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let processors = *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, Into::into));
+    if config.workers == 0 { processors } else { config.workers }
 }
 
 /// Becomes the configured user. Without one, root stays root only where no user `portcullis` was made for the gate.
@@ -106,7 +114,7 @@ type Started = (Vec<thread::JoinHandle<()>>, Vec<orders::UnboundedSender<Order>>
 
 /// Starts the workers and waits until each has its runtime.
 fn start(shared: &Arc<Shared>, bound: Vec<Vec<Bound>>) -> anyhow::Result<Started> {
-    shared.log.start().context("cannot start the access log's thread")?;
+    shared.log.start().context("cannot open the access log")?;
     shared.gate.start().context("cannot start the password helpers")?;
     let (ready, built) = mpsc::channel();
     let (mut threads, mut senders) = (Vec::new(), Vec::new());

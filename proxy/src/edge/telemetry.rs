@@ -19,6 +19,7 @@ use self::lines::Lines;
 use super::relay::Moved;
 use super::requests;
 use super::stream::Stream;
+use super::sys::privilege::is_root;
 use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
@@ -181,7 +182,8 @@ impl Record {
 }
 
 type Out = Box<dyn Write + Send>;
-type Writer = (Out, Receiver<Order>);
+/// Without a way out yet, where only the user that the gate becomes may open the file.
+type Writer = (Option<Out>, Receiver<Order>);
 
 /// What the writer is told.
 enum Order {
@@ -214,10 +216,16 @@ impl Log {
     /// # Errors
     /// When the file cannot be opened for appending; the text names it.
     pub fn prepare(to: &AccessLog) -> io::Result<Self> {
-        let (out, path): (Out, _) = match to {
+        let (out, path): (Option<Out>, _) = match to {
             AccessLog::Off => return Ok(Self::default()),
-            AccessLog::Stdout => (Box::new(io::stdout()), None),
-            AccessLog::File(path) => (Box::new(append(path)?), Some(path.clone())),
+            AccessLog::Stdout => (Some(Box::new(io::stdout())), None),
+            // Root without its capabilities may not write in a directory of the gate's user.
+            AccessLog::File(path) => match append(path) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_root() => {
+                    (None, Some(path.clone()))
+                }
+                opened => (Some(Box::new(opened?)), Some(path.clone())),
+            },
         };
         let (queue, orders) = sync_channel(QUEUE);
         Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))), ..Self::default() })
@@ -226,10 +234,15 @@ impl Log {
     /// Starts the writer.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread cannot be started, or the file not be opened.
     pub fn start(&self) -> io::Result<()> {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((out, orders)) = writer {
+            let out: Out = match (out, &self.path) {
+                (Some(out), _) => out,
+                (None, Some(path)) => Box::new(append(path)?),
+                (None, None) => return Ok(()),
+            };
             let dropped = Arc::clone(&self.dropped);
             let task = move || write_lines(Lines::new(out), &orders, &dropped);
             std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
@@ -284,7 +297,8 @@ pub fn say(line: &str) {
 
 fn append(path: &std::path::Path) -> io::Result<File> {
     let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    let remedy = || super::sandbox::remedy(path).map_or(String::new(), |remedy| format!("; {remedy}"));
+    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}{}", path.display(), remedy())))
 }
 
 /// Writes what is there, then rests: whoever sends meanwhile finds nobody to wake. What cannot be written is counted, and

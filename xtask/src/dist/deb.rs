@@ -65,6 +65,7 @@ fn files(release: &Release<'_>, tree: &Path) -> anyhow::Result<()> {
     for name in EXAMPLES {
         install(&packaging.join(name), &doc.join("examples").join(name), 0o644)?;
     }
+    install(&packaging.join("seccomp-io_uring.json"), &doc.join("seccomp-io_uring.json"), 0o644)?;
     install(&root.join("LICENSE"), &doc.join("copyright"), 0o644)?;
     install(&root.join("CHANGELOG.md"), &doc.join("changelog"), 0o644)?;
     let listed = fs::read_dir(&pages).with_context(|| format!("cannot read {}", pages.display()))?;

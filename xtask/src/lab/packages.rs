@@ -95,6 +95,8 @@ pub const COMPOSE: Need = need("docker-compose", "docker-compose", "starts the e
 pub const CHROMIUM: Need = need("chromium", "chromium", "a browser that reads the status page");
 /// Reads requests as another independent server does.
 pub const NODE: Need = need("node", "nodejs", "another server that reads what the gate sends");
+/// Judges units.
+pub const SYSTEMD_ANALYZE: Need = need("systemd-analyze", "systemd", "judges what the systemd units give away");
 /// Builds the Debian package.
 pub const DPKG_DEB: Need = need("dpkg-deb", "dpkg", "builds the Debian package");
 /// Compresses manual pages.

@@ -264,6 +264,16 @@ fn children(pid: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
+/// What a gate's descriptors lead to. It hides them from other processes of its user, so that takes root.
+///
+/// # Errors
+/// When it is gone, or we are not root.
+pub fn descriptors(pid: u32) -> anyhow::Result<Vec<PathBuf>> {
+    let dir = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {dir}, which takes root"))?;
+    Ok(entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect())
+}
+
 /// Whether we run as root.
 #[must_use]
 pub fn is_root() -> bool {

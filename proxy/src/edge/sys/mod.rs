@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod calls;
 pub mod driver;
 pub mod inherited;
 pub mod ktls;

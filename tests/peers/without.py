@@ -1,13 +1,12 @@
-"""Runs a program without io_uring, the way docker's default seccomp profile does: `PROGRAM ARGUMENTS…`."""
+"""Runs a program to which the kernel refuses some system calls: `FIRST-LAST=ERRNO PROGRAM ARGUMENTS…`."""
 
-import ctypes, os, struct, sys
+import ctypes, os, re, struct, sys
 
 LOAD, AT_LEAST, RETURN = 0x20, 0x35, 0x06
-ALLOW, EPERM = 0x7FFF0000, 0x00050001
-# io_uring_setup, io_uring_enter and io_uring_register have these numbers on every architecture.
-FIRST, LAST = 425, 427
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+first, last, errno = map(int, re.fullmatch(r"(\d+)-(\d+)=(\d+)", sys.argv[1]).groups())
 
-steps = [(LOAD, 0, 0, 0), (AT_LEAST, 0, 2, FIRST), (AT_LEAST, 1, 0, LAST + 1), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
+steps = [(LOAD, 0, 0, 0), (AT_LEAST, 0, 2, first), (AT_LEAST, 1, 0, last + 1), (RETURN, 0, 0, ERRNO | errno), (RETURN, 0, 0, ALLOW)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
 
 
@@ -19,4 +18,4 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
 libc = ctypes.CDLL(None)
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
 assert libc.prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(Program(len(steps), ctypes.addressof(code))), 0, 0) == 0
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(sys.argv[2], sys.argv[2:])
