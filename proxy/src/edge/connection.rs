@@ -358,7 +358,7 @@ impl Client<'_> {
         if shared.log.is_on() {
             record.peer = Some(self.peer);
             record.tls = self.stream.tls_version();
-            shared.log.write(record);
+            shared.log.write(&record);
         }
     }
 }
