@@ -107,9 +107,14 @@ pub async fn serve(home: &Home, fd: OwnedFd, peer: SocketAddr, door: &Door) {
             break Next::Close;
         }
         client.follow(home, door);
-        match Box::pin(client.request(&mut read)).await {
-            Next::KeepAlive => {}
-            last => break last,
+        let next = match client.head(&mut read).await {
+            // In a box of its own: a connection that waits for its next request holds no room for an exchange.
+            Ok(Some(len)) => Box::pin(client.request(len, &mut read)).await,
+            Ok(None) => Next::Close,
+            Err(failure) => Box::pin(client.reject(&failure, Record::default())).await,
+        };
+        if next != Next::KeepAlive {
+            break next;
         }
     };
     client.end(last).await;
@@ -141,13 +146,8 @@ impl Client<'_> {
         woken.is_ok()
     }
 
-    /// Reads one request and answers it.
-    async fn request(&self, read: &mut Vec<u8>) -> Next {
-        let len = match self.head(read).await {
-            Ok(Some(len)) => len,
-            Ok(None) => return Next::Close,
-            Err(failure) => return self.reject(&failure, Record::default()).await,
-        };
+    /// Answers the request whose head is the first `len` bytes of `read`.
+    async fn request(&self, len: usize, read: &mut Vec<u8>) -> Next {
         let (began, clock) = (SystemTime::now(), Instant::now());
         // What follows the head stays in `read`; the head's bytes live as long as the exchange.
         let rest = read.split_off(len);
@@ -155,10 +155,11 @@ impl Client<'_> {
         let mut record = Record { began: Some(began), ..Record::default() };
         let next = match head::request(&head_bytes, &self.limits()) {
             Ok(head) => {
-                record.method = head.method.to_owned();
-                record.target = loggable_target(head.target);
-                // In a box of its own: a connection that waits for its next request holds no room for an exchange.
-                Box::pin(self.understood(&head, read, &mut record)).await
+                if self.worker.shared.log.is_on() {
+                    record.method = head.method.to_owned();
+                    record.target = loggable_target(head.target);
+                }
+                self.understood(&head, read, &mut record).await
             }
             Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
         };
@@ -182,7 +183,7 @@ impl Client<'_> {
                 return Ok(Some(len));
             }
             seen = read.len();
-            match self.stream.read(read, HEAD_READ).await {
+            match self.stream.read_head(read, HEAD_READ).await {
                 Ok(0) | Err(_) if seen == 0 => return Ok(None),
                 _ if socket.expired() => return Err(Failure::HeadTimeout),
                 Ok(0) | Err(_) => return Ok(None),
@@ -217,21 +218,21 @@ impl Client<'_> {
                 .unwrap_or_else(|| plan.site(&self.worker.shared.sites).upstreams[0].service.authority.as_ref()),
         };
         match self.verdict(head, &plan, &from, record).await {
-            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,
+            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, target, &from, read, record).await,
             Err(failure) => self.refuse(&failure, plan.oci, head, Body::Unread, read, record).await,
         }
     }
 
     /// The permit, and the target that it is for.
-    async fn verdict(
+    async fn verdict<'p>(
         &self,
         head: &RequestHead<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         from: &Downstream<'_>,
         record: &mut Record,
-    ) -> Result<(Permit, String), Failure> {
+    ) -> Result<(Permit, &'p str), Failure> {
         if let Some(permit) = crate::verdict::open(head.method, &plan.target) {
-            return Ok((permit, plan.target.clone()));
+            return Ok((permit, &plan.target));
         }
         if self.settings.refuses_credentials && head.authorization.is_some() {
             return Err(Failure::Plaintext);
@@ -239,17 +240,19 @@ impl Client<'_> {
         let gate = &self.worker.shared.gate;
         let backend = self.worker.backend.as_deref();
         let (mut target, mut verdict, mut source);
-        (target, (verdict, source)) = (plan.target.clone(), gate.admit(&plan.ask(head, from, false), backend).await);
+        (target, (verdict, source)) = (&plan.target, gate.admit(&plan.ask(head, from, false), backend).await);
         if let (Err(Refusal::Forbidden { .. }), Some(plain)) = (&verdict, &plan.target_without_mount) {
             // No right to pull from the other repository: without the mount the client simply uploads.
-            target.clone_from(plain);
+            target = plain;
             (verdict, source) = gate.admit(&plan.ask(head, from, true), backend).await;
         }
         Counters::add(&self.worker.shared.counters.verdicts[source as usize], 1);
         record.verdict = Some(source.as_str());
         match verdict {
             Ok(permit) => {
-                record.user = permit.principal().name().map(str::to_owned);
+                if self.worker.shared.log.is_on() {
+                    record.user = permit.principal().name().map(str::to_owned);
+                }
                 record.rule = permit.rule();
                 Ok((permit, target))
             }
