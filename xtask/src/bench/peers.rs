@@ -18,6 +18,9 @@ const COMMON: [(&str, &str); 4] = [
     ("nginx-tls.conf", include_str!("../../../benches/peers/nginx-tls.conf")),
 ];
 
+/// All load comes from one address, which is a peer's with very many connections.
+const LIMITS: &str = "[limits]\nconnections = 20000\nconnections_per_peer = 0\n";
+
 /// What a candidate is.
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
@@ -144,11 +147,9 @@ impl Candidate {
         for flag in flags {
             serve = serve.switch(flag);
         }
-        if !config.is_empty() {
-            let file = home.join("portcullis.toml");
-            fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-            serve = serve.flag("--config", file);
-        }
+        let file = home.join("portcullis.toml");
+        fs::write(&file, format!("{config}{LIMITS}")).with_context(|| format!("cannot write {}", file.display()))?;
+        serve = serve.flag("--config", file);
         if self.tls {
             serve = serve.tls(&world.identity);
         }
