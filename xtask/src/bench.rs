@@ -18,6 +18,7 @@ use crate::lab::ui::say;
 use crate::workspace;
 
 mod blobs;
+mod clients;
 mod growth;
 mod guard;
 mod handshakes;
@@ -95,7 +96,7 @@ pub enum Name {
     Htpasswd,
     /// Many connections, verdicts, rules, users
     Growth,
-    /// Whole images by skopeo
+    /// Whole images by skopeo, docker and ctr
     Pulls,
     /// Packets that the guard drops or lets in, next to nftables
     Guard,
@@ -131,9 +132,14 @@ const BENCHES: [(Name, Bench); 10] = [
     (Name::Guard, guard::run),
 ];
 
-const NEEDS: [Need; 13] = [
+const NEEDS: [Need; 18] = [
     packages::REGISTRY,
     packages::SKOPEO,
+    packages::DOCKERD,
+    packages::DOCKER,
+    packages::CONTAINERD,
+    packages::CTR,
+    packages::TAR,
     packages::NGINX,
     packages::HAPROXY,
     packages::WRK,

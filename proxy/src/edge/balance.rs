@@ -163,7 +163,7 @@ impl Upstreams {
     pub fn tries(&self, repeatable: bool) -> Tries<'_> {
         let all = Millis::try_from(self.retry_timeout.as_millis()).unwrap_or(Millis::MAX).saturating_mul(RETRYING);
         let until = self.watch.now().saturating_add(all);
-        Tries { upstreams: self, repeatable, tried: Vec::new(), until }
+        Tries { upstreams: self, repeatable, tried: [0; ATTEMPTS], count: 0, until }
     }
 
     /// Looks over the kept connections.
@@ -177,7 +177,9 @@ impl Upstreams {
 pub struct Tries<'u> {
     upstreams: &'u Upstreams,
     repeatable: bool,
-    tried: Vec<usize>,
+    /// Of these the first `count`.
+    tried: [usize; ATTEMPTS],
+    count: usize,
     until: Millis,
 }
 
@@ -188,12 +190,13 @@ impl<'u> Tries<'u> {
             return None;
         }
         loop {
-            let wish = Wish { tried: &self.tried, repeatable: self.repeatable };
+            let wish = self.wish();
             let (index, standing) = self.upstreams.balance.borrow_mut().choose(&wish, |index| self.standing(index))?;
             let (upstream, pool) = &self.upstreams.members[index];
             // Between the look and the act another worker may have begun the trial: then look again.
             if let Some(ticket) = upstream.begin(standing) {
-                self.tried.push(index);
+                self.tried[self.count] = index;
+                self.count += 1;
                 self.upstreams.balance.borrow_mut().begin(index);
                 pool.tally().requests.fetch_add(1, Ordering::Relaxed);
                 pool.tally().busy.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +209,7 @@ impl<'u> Tries<'u> {
 
     /// Whether another upstream promises more than an error that is in hand.
     pub fn has_better(&self) -> bool {
-        let wish = Wish { tried: &self.tried, repeatable: self.repeatable };
+        let wish = self.wish();
         !self.is_over() && self.upstreams.balance.borrow().has_better(&wish, |index| self.standing(index))
     }
 
@@ -215,9 +218,13 @@ impl<'u> Tries<'u> {
         if self.repeatable && self.has_better() { all.min(self.upstreams.retry_timeout) } else { all }
     }
 
+    fn wish(&self) -> Wish<'_> {
+        Wish { tried: &self.tried[..self.count], repeatable: self.repeatable }
+    }
+
     fn is_over(&self) -> bool {
-        self.tried.len() >= ATTEMPTS.min(self.upstreams.members.len())
-            || !self.tried.is_empty() && self.upstreams.watch.now() >= self.until
+        self.count >= ATTEMPTS.min(self.upstreams.members.len())
+            || self.count > 0 && self.upstreams.watch.now() >= self.until
     }
 
     fn standing(&self, index: usize) -> Standing {

@@ -108,9 +108,14 @@ pub async fn serve(home: &Home, fd: OwnedFd, peer: SocketAddr, door: &Door) {
             break Next::Close;
         }
         client.follow(home, door);
-        match Box::pin(client.request(&mut read)).await {
-            Next::KeepAlive => {}
-            last => break last,
+        let next = match client.head(&mut read).await {
+            // In a box of its own: a connection that waits for its next request holds no room for an exchange.
+            Ok(Some(len)) => Box::pin(client.request(len, &mut read)).await,
+            Ok(None) => Next::Close,
+            Err(failure) => Box::pin(client.reject(&failure, Record::default())).await,
+        };
+        if next != Next::KeepAlive {
+            break next;
         }
     };
     client.end(last).await;
@@ -142,13 +147,8 @@ impl Client<'_> {
         woken.is_ok()
     }
 
-    /// Reads one request and answers it.
-    async fn request(&self, read: &mut Vec<u8>) -> Next {
-        let len = match self.head(read).await {
-            Ok(Some(len)) => len,
-            Ok(None) => return Next::Close,
-            Err(failure) => return self.reject(&failure, Record::default()).await,
-        };
+    /// Answers the request whose head is the first `len` bytes of `read`.
+    async fn request(&self, len: usize, read: &mut Vec<u8>) -> Next {
         let (began, clock) = (SystemTime::now(), Instant::now());
         // What follows the head stays in `read`; the head's bytes live as long as the exchange.
         let rest = read.split_off(len);
@@ -157,10 +157,11 @@ impl Client<'_> {
         let next = match head::request(heard.bytes(), &self.limits()) {
             Ok(head) => {
                 heard.holds(head.authorization.unwrap_or_default());
-                record.method = head.method.to_owned();
-                record.target = loggable_target(head.target);
-                // In a box of its own: a connection that waits for its next request holds no room for an exchange.
-                Box::pin(self.understood(&head, read, &mut record)).await
+                if self.worker.shared.log.is_on() {
+                    record.method = head.method.to_owned();
+                    record.target = loggable_target(head.target);
+                }
+                self.understood(&head, read, &mut record).await
             }
             Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
         };
@@ -184,7 +185,7 @@ impl Client<'_> {
                 return Ok(Some(len));
             }
             seen = read.len();
-            match self.stream.read(read, HEAD_READ).await {
+            match self.stream.read_head(read, HEAD_READ).await {
                 Ok(0) | Err(_) if seen == 0 => return Ok(None),
                 _ if socket.expired() => return Err(Failure::HeadTimeout),
                 Ok(0) | Err(_) => return Ok(None),
@@ -222,21 +223,21 @@ impl Client<'_> {
         let verdict = self.verdict(head, &plan, &from, record).await;
         record.judged = Some(clock.elapsed());
         match verdict {
-            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, &target, &from, read, record).await,
+            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, target, &from, read, record).await,
             Err(failure) => self.refuse(&failure, plan.oci, head, Body::Unread, read, record).await,
         }
     }
 
     /// The permit, and the target that it is for.
-    async fn verdict(
+    async fn verdict<'p>(
         &self,
         head: &RequestHead<'_>,
-        plan: &Plan,
+        plan: &'p Plan,
         from: &Downstream<'_>,
         record: &mut Record,
-    ) -> Result<(Permit, String), Failure> {
+    ) -> Result<(Permit, &'p str), Failure> {
         if let Some(permit) = crate::verdict::open(head.method, &plan.target) {
-            return Ok((permit, plan.target.clone()));
+            return Ok((permit, &plan.target));
         }
         if self.settings.refuses_credentials && head.authorization.is_some() {
             return Err(Failure::Plaintext);
@@ -245,10 +246,10 @@ impl Client<'_> {
         let backend = self.worker.backend.as_deref();
         let mut plain = false;
         let (mut target, mut verdict, mut source);
-        (target, (verdict, source)) = (plan.target.clone(), gate.admit(&plan.ask(head, from, false), backend).await);
+        (target, (verdict, source)) = (&plan.target, gate.admit(&plan.ask(head, from, false), backend).await);
         if let (Err(Refusal::Forbidden { .. }), Some(without)) = (&verdict, &plan.target_without_mount) {
             // No right to pull from the other repository: without the mount the client simply uploads.
-            target.clone_from(without);
+            target = without;
             plain = true;
             (verdict, source) = gate.admit(&plan.ask(head, from, true), backend).await;
         }
@@ -257,7 +258,9 @@ impl Client<'_> {
         record.access = self.worker.shared.log.is_on().then(|| plan.scope(plain)).flatten();
         match verdict {
             Ok(permit) => {
-                record.user = permit.principal().name().map(str::to_owned);
+                if self.worker.shared.log.is_on() {
+                    record.user = permit.principal().name().map(str::to_owned);
+                }
                 record.rule = permit.rule();
                 Ok((permit, target))
             }
@@ -373,7 +376,7 @@ impl Client<'_> {
         if shared.log.is_on() {
             record.peer = Some(self.peer);
             record.tls = self.stream.tls_version();
-            shared.log.write(record);
+            shared.log.write(&record);
         }
     }
 }

@@ -94,13 +94,14 @@ pub async fn run(
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
     } else {
-        exchange.with_body(upstreams, read, record).await
+        // In a box of its own: most requests have no body, and none of its two directions.
+        Box::pin(exchange.with_body(upstreams, read, record)).await
     };
     if let Some((mut up, len)) = exchange.switched.take() {
         let rest = up.read.split_off(len);
         let answer = std::mem::replace(&mut up.read, rest);
         return match head::response(&answer, head.method) {
-            Ok(answer) => tunnel::run(client, up, &answer, read, record).await,
+            Ok(answer) => Box::pin(tunnel::run(client, up, &answer, read, record)).await,
             Err(_) => Next::Abort,
         };
     }
@@ -355,7 +356,8 @@ impl Exchange<'_> {
         record: &mut Record,
     ) -> Result<(), Broken> {
         let own = OwnOrigin { authorities: [&lease.service().authority, self.from.host], public_url: self.public_url };
-        let mut out = Vec::with_capacity(1024);
+        // Room for the head and for what came behind it.
+        let mut out = Vec::with_capacity(512 + read.len());
         forward::response_head(response, plan, self.head.version, &own, &mut out);
         let sent = Moved::default();
         let body = relay::Body {

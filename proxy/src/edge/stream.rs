@@ -127,11 +127,15 @@ impl Stream {
     /// # Errors
     /// As [`Stream::read`].
     pub async fn read_head(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
-        if !self.leaves_bodies.get() || self.is_secure() {
+        if self.is_secure() {
             return self.read(buffer, most).await;
         }
         loop {
-            match self.socket.try_recv_through(buffer, most, b"\r\n\r\n") {
+            let done = match self.leaves_bodies.get() {
+                true => self.socket.try_recv_through(buffer, most, b"\r\n\r\n"),
+                false => self.socket.try_recv_head(buffer, most),
+            };
+            match done {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.readable().await?,
                 done => return done,
             }

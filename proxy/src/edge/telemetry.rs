@@ -1,21 +1,20 @@
 //! What the gate tells of itself: one JSON line for each exchange, and counters.
 //!
-//! Lines are written by a thread of their own behind a bounded queue. When the disk is full or slower than the traffic,
-//! lines are dropped and counted; the traffic does not wait. Nor does it wake the writer for each line: having written
-//! what was there, the writer rests, and what came meanwhile goes out together.
+//! Lines are made by the workers, and written by a thread of their own behind a bounded queue. When the disk is full or
+//! slower than the traffic, lines are dropped and counted; the traffic does not wait. Nor does it wake the writer for
+//! each line: having written what was there, the writer rests, and what came meanwhile goes out together.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
-
-use serde_json::json;
+use std::time::Duration;
 
 use self::lines::Lines;
+use self::queue::{Order, Queue};
+pub use self::record::{Record, loggable_target};
 use super::relay::Moved;
 use super::requests;
 use super::stream::Stream;
@@ -24,9 +23,11 @@ use super::tls::tally::Tally;
 use crate::config::AccessLog;
 
 mod lines;
+mod queue;
+mod record;
 
-/// Lines that may wait for the disk.
-const QUEUE: usize = 8192;
+/// Room for a usual line.
+const LINE: usize = 512;
 
 /// How long the writer rests after it has written, and lines wait for company.
 const REST: Duration = Duration::from_millis(20);
@@ -108,100 +109,17 @@ impl Counters {
     }
 }
 
-/// One exchange as the access log tells it. No field ever holds a credential.
-#[derive(Debug, Clone, Default)]
-pub struct Record {
-    /// When its first byte was there.
-    pub began: Option<SystemTime>,
-    /// The client.
-    pub peer: Option<SocketAddr>,
-    /// The TLS version, on an encrypted connection.
-    pub tls: Option<&'static str>,
-    /// The method; empty when the head was not understood.
-    pub method: String,
-    /// The target, without what a query may hold in secret.
-    pub target: String,
-    /// The kind of endpoint that was asked for, once known.
-    pub endpoint: Option<&'static str>,
-    /// The user, once known.
-    pub user: Option<String>,
-    /// All that it had to be allowed, as scopes.
-    pub access: Option<String>,
-    /// The rule that granted it, from 1.
-    pub rule: Option<usize>,
-    /// Where the verdict came from.
-    pub verdict: Option<&'static str>,
-    /// The status sent; 0: none.
-    pub status: u16,
-    /// Body bytes from the client.
-    pub received: u64,
-    /// Body bytes to the client.
-    pub sent: u64,
-    /// How the response body moved.
-    pub relay: RelayPath,
-    /// The upstream that answered.
-    pub upstream: Option<Arc<str>>,
-    /// From the first byte to the last.
-    pub took: Duration,
-    /// Of it, until there was a verdict.
-    pub judged: Option<Duration>,
-    /// Of it, from the verdict to the head of the upstream's answer.
-    pub awaited: Option<Duration>,
-    /// What went wrong on the way.
-    pub error: Option<String>,
-}
-
-impl Record {
-    /// As one line of JSON, without its end.
-    pub fn line(&self) -> String {
-        let time = self.began.and_then(|t| jiff::Timestamp::try_from(t).ok()).map(|t| format!("{t:.3}"));
-        let seconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e6;
-        json!({
-            "time": time,
-            "peer": self.peer.map(|peer| peer.to_string()),
-            "tls": self.tls,
-            "method": self.method,
-            "target": self.target,
-            "endpoint": self.endpoint,
-            "user": self.user,
-            "access": self.access,
-            "rule": self.rule,
-            "verdict": self.verdict,
-            "status": self.status,
-            "received": self.received,
-            "sent": self.sent,
-            "relay": self.relay.as_str(),
-            "upstream": self.upstream.as_deref(),
-            "seconds": seconds(self.took),
-            "verdict_seconds": self.judged.map(seconds),
-            "upstream_seconds": self.awaited.map(seconds),
-            "error": self.error,
-        })
-        .to_string()
-    }
-}
-
 type Out = Box<dyn Write + Send>;
-/// Without a way out yet, where only the user that the gate becomes may open the file.
-type Writer = (Option<Out>, Receiver<Order>);
-
-/// What the writer is told.
-enum Order {
-    Write(Box<Record>),
-    /// Go on in this file.
-    GoOn(Out),
-    /// Say when all before this is written.
-    Finish(std::sync::mpsc::Sender<()>),
-}
 
 /// The way to the access log.
 #[derive(Default)]
 pub struct Log {
     path: Option<PathBuf>,
-    queue: Option<SyncSender<Order>>,
+    /// None where nobody reads it.
+    queue: Option<Arc<Queue>>,
     dropped: Arc<AtomicU64>,
-    /// Until the writer has started.
-    writer: Mutex<Option<Writer>>,
+    /// Until the writer has started; none where only the user that the gate becomes may open the file.
+    out: Mutex<Option<Option<Out>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -227,8 +145,7 @@ impl Log {
                 opened => (Some(Box::new(opened?)), Some(path.clone())),
             },
         };
-        let (queue, orders) = sync_channel(QUEUE);
-        Ok(Self { path, queue: Some(queue), writer: Mutex::new(Some((out, orders))), ..Self::default() })
+        Ok(Self { path, queue: Some(Arc::default()), dropped: Arc::default(), out: Mutex::new(Some(out)) })
     }
 
     /// Starts the writer.
@@ -236,15 +153,15 @@ impl Log {
     /// # Errors
     /// When the thread cannot be started, or the file not be opened.
     pub fn start(&self) -> io::Result<()> {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((out, orders)) = writer {
+        let out = self.out.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(out), Some(queue)) = (out, &self.queue) {
             let out: Out = match (out, &self.path) {
                 (Some(out), _) => out,
                 (None, Some(path)) => Box::new(append(path)?),
                 (None, None) => return Ok(()),
             };
-            let dropped = Arc::clone(&self.dropped);
-            let task = move || write_lines(Lines::new(out), &orders, &dropped);
+            let (queue, dropped) = (Arc::clone(queue), Arc::clone(&self.dropped));
+            let task = move || write_lines(Lines::new(out), &queue, &dropped);
             std::thread::Builder::new().name("access-log".to_owned()).spawn(task)?;
         }
         Ok(())
@@ -256,10 +173,12 @@ impl Log {
     }
 
     /// Logs an exchange, or counts that it could not.
-    pub fn write(&self, record: Record) {
-        if let Some(queue) = &self.queue
-            && queue.try_send(Order::Write(Box::new(record))).is_err()
-        {
+    pub fn write(&self, record: &Record) {
+        let Some(queue) = &self.queue else { return };
+        let mut line = Vec::with_capacity(LINE);
+        record.write(&mut line);
+        line.push(b'\n');
+        if !queue.line(&line) {
             Counters::add(&self.dropped, 1);
         }
     }
@@ -271,7 +190,7 @@ impl Log {
     pub fn reopen(&self) -> io::Result<Option<&std::path::Path>> {
         let (Some(path), Some(queue)) = (&self.path, &self.queue) else { return Ok(None) };
         let file = append(path)?;
-        let _ = queue.send(Order::GoOn(Box::new(file)));
+        queue.order(Order::GoOn(Box::new(file)));
         Ok(Some(path))
     }
 
@@ -279,14 +198,22 @@ impl Log {
     pub fn finish(&self) {
         let Some(queue) = &self.queue else { return };
         let (done, wait) = channel();
-        if queue.send(Order::Finish(done)).is_ok() {
-            let _ = wait.recv_timeout(LAST_LINES);
-        }
+        queue.order(Order::Finish(done));
+        let _ = wait.recv_timeout(LAST_LINES);
     }
 
     /// Lines that nobody will read: the writer fell behind, or the disk took no more.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Log {
+    /// The writer ends when it has written what there is.
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
     }
 }
 
@@ -301,15 +228,14 @@ fn append(path: &std::path::Path) -> io::Result<File> {
     opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}{}", path.display(), remedy())))
 }
 
-/// Writes what is there, then rests: whoever sends meanwhile finds nobody to wake. What cannot be written is counted, and
+/// Writes what is there, then rests: whoever adds meanwhile finds nobody to wake. What cannot be written is counted, and
 /// told once until it can again.
-fn write_lines(mut out: Lines, orders: &Receiver<Order>, dropped: &AtomicU64) {
-    while let Ok(first) = orders.recv() {
-        let mut next = Some(first);
-        while let Some(order) = next {
+fn write_lines(mut out: Lines, queue: &Queue, dropped: &AtomicU64) {
+    while let Some(orders) = queue.take() {
+        for order in orders {
             match order {
-                Order::Write(record) => {
-                    out.push(&record.line());
+                Order::Write(lines) => {
+                    out.push(lines);
                     if out.is_full() {
                         flush(&mut out, dropped);
                     }
@@ -323,7 +249,6 @@ fn write_lines(mut out: Lines, orders: &Receiver<Order>, dropped: &AtomicU64) {
                     let _ = done.send(());
                 }
             }
-            next = orders.try_recv().ok();
         }
         flush(&mut out, dropped);
         std::thread::sleep(REST);
@@ -344,39 +269,5 @@ fn flush(out: &mut Lines, dropped: &AtomicU64) {
                 say(&format!("access log: {error}; lines are lost until it can be written again"));
             }
         }
-    }
-}
-
-/// A target for the log: the value of every query parameter that could be a signature or token is left out.
-pub fn loggable_target(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
-    let shown = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((key @ ("_state" | "token" | "access_token" | "password" | "signature" | "sig"), _)) => format!("{key}=…"),
-        _ => pair.to_owned(),
-    });
-    format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_one_line_whatever_the_client_sent() {
-        let record = Record { target: "/a\n{\"x\":1}\u{2028}\"".to_owned(), status: 404, ..Record::default() };
-        let line = record.line();
-        assert!(!line.contains('\n'), "{line}");
-        let parsed: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!(parsed["target"], record.target);
-        assert_eq!(parsed["status"], 404);
-    }
-
-    #[test]
-    fn secrets_in_a_query_are_left_out() {
-        assert_eq!(
-            loggable_target("/v2/a/blobs/uploads/1?_state=abc&digest=d"),
-            "/v2/a/blobs/uploads/1?_state=…&digest=d"
-        );
-        assert_eq!(loggable_target("/v2/"), "/v2/");
     }
 }

@@ -3,6 +3,10 @@
 //! A head is parsed only once it is complete, from its first byte, so that it makes no difference in how many
 //! pieces it came; [`end`] finds out when that is, and stops early at bytes that can never become a head.
 
+use std::mem::MaybeUninit;
+
+use httparse::Header;
+
 use super::fields::{Field, names_token, tokens};
 use super::framing::{self, Framing};
 use super::reject::Reject;
@@ -29,6 +33,9 @@ pub struct Limits {
 
 /// The bounds of a response head. An upstream is trusted more than a client, but not with all our memory.
 pub const RESPONSE_LIMITS: Limits = Limits { head_bytes: 64 * 1024, target_bytes: 0, fields: 200 };
+
+/// The limits on fields up to which nothing is allocated for them.
+const USUAL_FIELDS: usize = 200;
 
 /// A request head that has one meaning only.
 #[derive(Debug)]
@@ -132,9 +139,9 @@ fn too_long(buffer: &[u8], limits: &Limits) -> Reject {
 /// # Errors
 /// [`Reject`] for everything that two parsers could read in two ways.
 pub fn request<'b>(head: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, Reject> {
-    let mut slots = vec![httparse::EMPTY_HEADER; limits.fields];
-    let mut parsed = httparse::Request::new(&mut slots);
-    match parsed.parse(head) {
+    let (mut few, mut many) = ([const { MaybeUninit::uninit() }; USUAL_FIELDS], Vec::new());
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, slots(&mut few, &mut many, limits)) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Reject::Malformed("the head ends before its empty line")),
         Err(error) => return Err(from_httparse(error)),
@@ -165,6 +172,20 @@ pub fn request<'b>(head: &'b [u8], limits: &Limits) -> Result<RequestHead<'b>, R
     })
 }
 
+/// Places for as many fields as the limits allow: on the stack, and not even cleared, unless somebody allows more than
+/// there are usually.
+fn slots<'s, 'b>(
+    few: &'s mut [MaybeUninit<Header<'b>>; USUAL_FIELDS],
+    many: &'s mut Vec<MaybeUninit<Header<'b>>>,
+    limits: &Limits,
+) -> &'s mut [MaybeUninit<Header<'b>>] {
+    if limits.fields <= USUAL_FIELDS {
+        return &mut few[..limits.fields];
+    }
+    many.resize_with(limits.fields, MaybeUninit::uninit);
+    many
+}
+
 /// Finds the end of a response head; see [`end`].
 ///
 /// # Errors
@@ -181,9 +202,10 @@ pub fn response_end(buffer: &[u8], seen: usize) -> Result<Option<usize>, Reject>
 /// # Errors
 /// [`Reject`] when the response's framing is ambiguous or the head malformed; it must not be relayed.
 pub fn response<'b>(head: &'b [u8], method: &str) -> Result<ResponseHead<'b>, Reject> {
-    let mut slots = vec![httparse::EMPTY_HEADER; RESPONSE_LIMITS.fields];
-    let mut parsed = httparse::Response::new(&mut slots);
-    match parsed.parse(head) {
+    let (mut few, mut many) = ([const { MaybeUninit::uninit() }; USUAL_FIELDS], Vec::new());
+    let mut parsed = httparse::Response::new(&mut []);
+    let slots = slots(&mut few, &mut many, &RESPONSE_LIMITS);
+    match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, slots) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(Reject::Malformed("the head ends before its empty line")),
         Err(error) => return Err(from_httparse(error)),
@@ -262,7 +284,7 @@ fn strict_target(method: &str, target: &str, limits: &Limits) -> Result<(), Reje
     Ok(())
 }
 
-fn own_fields<'b>(headers: &[httparse::Header<'b>]) -> Vec<Field<'b>> {
+fn own_fields<'b>(headers: &[Header<'b>]) -> Vec<Field<'b>> {
     headers.iter().map(|h| Field { name: h.name, value: h.value.trim_ascii() }).collect()
 }
 

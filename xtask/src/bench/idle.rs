@@ -154,12 +154,14 @@ fn established(peer: &Peer) -> anyhow::Result<usize> {
 /// The RSS once the proxy has come to rest: handshakes go on for a while after the connections are there.
 fn settled(peer: &Peer) -> anyhow::Result<f64> {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let mut before = peer.usage()?;
+    let (mut before, mut quiet) = (peer.usage()?, 0);
     loop {
         interrupt::sleep(Duration::from_millis(700));
         interrupt::check()?;
         let now = peer.usage()?;
-        if now.cpu - before.cpu < 0.03 || Instant::now() > deadline {
+        // On a busy machine one quiet look may only mean that nobody had his turn.
+        quiet = if now.cpu - before.cpu < 0.03 && now.rss == before.rss { quiet + 1 } else { 0 };
+        if quiet == 3 || Instant::now() > deadline {
             return Ok(now.rss as f64);
         }
         before = now;

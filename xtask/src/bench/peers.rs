@@ -18,6 +18,9 @@ const COMMON: [(&str, &str); 4] = [
     ("nginx-tls.conf", include_str!("../../../benches/peers/nginx-tls.conf")),
 ];
 
+/// All load comes from one address, which is a peer's with very many connections.
+const LIMITS: &str = "[limits]\nconnections = 20000\nconnections_per_peer = 0\n";
+
 /// What a candidate is.
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
@@ -50,13 +53,14 @@ pub(super) struct Candidate {
     /// Whether it must refuse whoever shows no credentials.
     login: bool,
     tls: bool,
+    epoll: bool,
     htpasswd: Option<PathBuf>,
     backend: Option<SocketAddr>,
 }
 
 impl Candidate {
     pub(super) fn new(name: &str, kind: Kind) -> Self {
-        Self { name: name.to_owned(), kind, login: true, tls: false, htpasswd: None, backend: None }
+        Self { name: name.to_owned(), kind, login: true, tls: false, epoll: false, htpasswd: None, backend: None }
     }
 
     /// The gate as people run it, asking the auth service.
@@ -71,6 +75,12 @@ impl Candidate {
 
     pub(super) fn tls(mut self) -> Self {
         self.tls = true;
+        self
+    }
+
+    /// Refuses io_uring to the gate.
+    pub(super) fn on_epoll(mut self) -> Self {
+        self.epoll = true;
         self
     }
 
@@ -123,7 +133,8 @@ impl Candidate {
     }
 
     fn start_gate(&self, world: &World, home: &Path, flags: &[String], config: &str) -> anyhow::Result<Gate> {
-        let mut serve = Serve::new(&world.program)?
+        let program = if self.epoll { &world.on_epoll } else { &world.program };
+        let mut serve = Serve::new(program)?
             .flag("--backend", format!("http://{}", self.backend.unwrap_or(world.registry)))
             .flag("--workers", world.cores.workers().to_string());
         if !flags.iter().any(|flag| flag == "--access-log") {
@@ -136,11 +147,9 @@ impl Candidate {
         for flag in flags {
             serve = serve.switch(flag);
         }
-        if !config.is_empty() {
-            let file = home.join("portcullis.toml");
-            fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-            serve = serve.flag("--config", file);
-        }
+        let file = home.join("portcullis.toml");
+        fs::write(&file, format!("{config}{LIMITS}")).with_context(|| format!("cannot write {}", file.display()))?;
+        serve = serve.flag("--config", file);
         if self.tls {
             serve = serve.tls(&world.identity);
         }

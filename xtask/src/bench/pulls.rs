@@ -1,12 +1,12 @@
-//! Whole images, pulled and pushed by skopeo: wall time and whose processor time.
+//! Whole images, pulled and pushed by real clients: wall time and whose processor time.
 
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
-use rustix::param::clock_ticks_per_second;
 
+use super::clients::{Client, Place};
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
 use super::plot::Plot;
@@ -14,17 +14,22 @@ use super::report::{Report, Table};
 use super::requests::bar;
 use super::rounds::interleave;
 use super::stats::{Goal, Samples, figure};
-use super::world::{CREDS, Placing, World};
+use super::world::{Placing, World};
 use super::{Args, Outcome};
+use crate::lab::cmd::Cmd;
+use crate::lab::containerd::Containerd;
+use crate::lab::den::Den;
+use crate::lab::docker::Docker;
 use crate::lab::image;
 use crate::lab::process::{Usage, random, scratch};
 use crate::lab::registry::Registry;
 use crate::lab::skopeo::{Skopeo, Trust};
-use crate::lab::ui::Step;
+use crate::lab::ui::{Step, say};
 
 const LAYERS: usize = 5;
 const TLS: &str = "portcullis, TLS";
 const NGINX_TLS: &str = "nginx tuned, TLS";
+const IMAGE: &str = "bench/pull";
 
 #[derive(Default)]
 struct Row {
@@ -35,16 +40,36 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Result<Outcome> {
-    let megabytes = if args.quick { 10 } else { 100 };
     let args = &Args { rounds: args.rounds.min(3), ..args.clone() };
+    if let Some(reason) = Den::why_not() {
+        say(format!("docker and ctr are left out: {reason}"));
+        return measure(args, program, noise, &[Client::Skopeo], format!("docker and ctr were left out: {reason}"));
+    }
+    // The daemons' fixed places are hidden in a mount namespace; the network is the bench's.
+    let den = Den::start_in_this_network()?;
+    let step = Step::begin("dockerd and containerd");
+    let docker = Docker::start(&den)?;
+    let clients = [Client::Skopeo, Client::Docker(docker), Client::Ctr(Containerd::start(&den)?, &den)];
+    step.done("");
+    measure(args, program, noise, &clients, "dockerd and containerd in namespaces of their own".to_owned())
+}
+
+fn measure(
+    args: &Args,
+    program: &Path,
+    noise: &mut Noise,
+    clients: &[Client<'_>],
+    remark: String,
+) -> anyhow::Result<Outcome> {
+    let megabytes = if args.quick { 10 } else { 100 };
     // Everybody may run everywhere: a pull is what its user waits for.
     let world = World::start(program, Placing::Free, 0)?;
     let registry = Registry::start()?;
-    let image = scratch("image")?;
     let step = Step::begin("an image to move");
+    let image = scratch("image")?;
     image::write(image.path(), &[megabytes * 1_000_000; LAYERS], random())?;
-    let skopeo = Skopeo::new()?;
-    skopeo.push(image.path(), &format!("{}/bench/pull:1", registry.addr()), None, Trust::Plain)?.ok()?;
+    let to = format!("{}/{IMAGE}:1", registry.addr());
+    Skopeo::new()?.push(image.path(), &to, None, Trust::Plain)?.ok()?;
     step.done("");
     let field = [
         Candidate::new("direct, plain", Kind::Direct).without_login(),
@@ -55,77 +80,96 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     ];
     let start = |candidate: &Candidate| candidate.clone().before(registry.addr()).start(&world);
     let peers: Vec<Peer> = field.iter().map(start).collect::<anyhow::Result<_>>()?;
-    let certificates = world.dir.path().join("certs.d");
-    fs::create_dir_all(&certificates).context("cannot create a directory")?;
-    fs::copy(&world.ca, certificates.join("ca.crt")).context("cannot copy the CA's certificate")?;
+    let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+    let trust = world.dir.path().join("certs.d");
+    fs::create_dir_all(&trust).context("cannot create a directory")?;
+    fs::copy(&world.ca, trust.join("ca.crt")).context("cannot copy the CA's certificate")?;
     let (mut tables, mut goals, mut plots) = (Vec::new(), Vec::new(), Vec::new());
-    for push in [false, true] {
-        let title = if push { "pushes" } else { "pulls" };
-        let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
-        let samples = interleave(args, noise, title, &names, |index| {
-            let shot = transfer(&peers[index], &registry, image.path(), &certificates, push)?;
-            Ok((shot, format!("{:.2} s, proxy {:.2} s", shot[0], shot[1])))
-        })?;
-        let rows: Vec<(&str, Row)> = names.into_iter().zip(samples.iter().map(|shots| row(shots))).collect();
-        tables.push(table(title, megabytes, &rows));
-        goals.extend(self::goals(push, &rows));
-        let bars = rows.iter().map(|(name, row)| bar(name, &row.wall)).collect();
-        plots.push(Plot::bars(format!("{title} by skopeo: seconds"), bars));
+    for client in clients {
+        for peer in &peers {
+            client.meet(&Place::new(peer, &world, &trust))?;
+        }
+        for push in [false, true] {
+            let title = format!("{} by {}", if push { "pushes" } else { "pulls" }, client.name());
+            let samples = interleave(args, noise, &title, &names, |index| {
+                let place = Place::new(&peers[index], &world, &trust);
+                let shot = transfer(client, &place, &peers[index], &registry, megabytes, push)?;
+                Ok((shot, format!("{:.2} s, proxy {:.2} s", shot[0], shot[1])))
+            })?;
+            let rows: Vec<(&str, Row)> = names.iter().copied().zip(samples.iter().map(|shots| row(shots))).collect();
+            tables.push(table(&title, megabytes, &rows));
+            if !push {
+                goals.extend(self::goals(client.name(), &rows));
+            }
+            let bars = rows.iter().map(|(name, row)| bar(name, &row.wall)).collect();
+            plots.push(Plot::bars(format!("{title}: seconds"), bars));
+        }
     }
     let report = Report {
         name: "pulls",
-        title: "Images by skopeo",
+        title: "Images by skopeo, docker and ctr",
         tables,
         plots,
         goals: goals.clone(),
-        remarks: vec![format!(
-            "a fresh skopeo without memory each time, docker-registry behind; {LAYERS} layers of {megabytes} MB that do \
-             not compress; everybody on all cores; medians (least–most) of {} interleaved rounds",
-            args.rounds
-        )],
+        remarks: vec![
+            format!(
+                "each client begins without the image and without memory of it, docker-registry behind; {LAYERS} layers \
+                 of {megabytes} MB that do not compress; everybody on all cores; medians (least–most) of {} interleaved \
+                 rounds",
+                args.rounds
+            ),
+            remark,
+            versions(),
+            "a client's CPU is that of its commands and of its daemons; docker and ctr unpack what they pull"
+                .to_owned(),
+        ],
     };
     report.publish(args, noise)?;
     Ok(Outcome { goals })
 }
 
+/// What the clients and the registry say that they are.
+fn versions() -> String {
+    let ask = |words: &[&str]| Cmd::new(words[0]).args(&words[1..]).output().ok().map(|output| output.everything());
+    let first = |text: String| text.lines().next().unwrap_or_default().trim().to_owned();
+    let all = [
+        ["docker-registry", "--version"],
+        ["skopeo", "--version"],
+        ["dockerd", "--version"],
+        ["containerd", "--version"],
+    ];
+    all.iter().filter_map(|words| ask(words)).map(first).collect::<Vec<_>>().join("; ")
+}
+
 /// Wall, proxy, client and registry, in seconds.
-fn transfer(peer: &Peer, registry: &Registry, image: &Path, certs: &Path, push: bool) -> anyhow::Result<[f64; 4]> {
-    let trust = if peer.tls { Trust::CertDir(certs) } else { Trust::Plain };
-    let creds = (!peer.is_direct()).then_some(CREDS);
-    let host = if peer.tls { format!("localhost:{}", peer.addr.port()) } else { peer.addr.to_string() };
-    let (skopeo, back) = (Skopeo::new()?, scratch("image")?);
+fn transfer(
+    client: &Client<'_>,
+    place: &Place<'_>,
+    peer: &Peer,
+    registry: &Registry,
+    megabytes: u64,
+    push: bool,
+) -> anyhow::Result<[f64; 4]> {
     // A layer that the registry has is not sent again: a push needs an image of its own.
-    let fresh = scratch("image")?;
-    if push {
-        image::write(fresh.path(), &layers(image)?, random())?;
-    }
-    let registry_cpu = || Usage::of(registry.service().pid()).map(|usage| usage.cpu);
-    let (proxy, client, server) = (peer.usage()?.cpu, children()?, registry_cpu()?);
-    let begun = Instant::now();
-    if push {
-        let name = format!("{host}/bench/push-{:x}:1", random());
-        skopeo.push(fresh.path(), &name, creds, trust)?.ok()?;
+    let repository = if push { format!("bench/push-{:x}", random()) } else { IMAGE.to_owned() };
+    let loaded = if push {
+        let layout = scratch("image")?;
+        image::write(layout.path(), &[megabytes * 1_000_000; LAYERS], random())?;
+        Some(client.load(place, &repository, layout)?)
     } else {
-        skopeo.pull(&format!("{host}/bench/pull:1"), back.path(), creds, trust)?.ok()?;
+        None
+    };
+    let registry_cpu = || Usage::of(registry.service().pid()).map(|usage| usage.cpu);
+    let (proxy, spent, server) = (peer.usage()?.cpu, client.cpu()?, registry_cpu()?);
+    let begun = Instant::now();
+    match &loaded {
+        Some(image) => client.push(place, image)?,
+        None => client.pull(place, &repository)?,
     }
     let wall = begun.elapsed().as_secs_f64();
-    Ok([wall, peer.usage()?.cpu - proxy, children()? - client, registry_cpu()? - server])
-}
-
-/// The sizes of an image's layers.
-fn layers(image: &Path) -> anyhow::Result<Vec<u64>> {
-    let dir = image.join("blobs/sha256");
-    let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let sizes: Vec<u64> = entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.len())).collect();
-    Ok(sizes.into_iter().filter(|size| *size > 1_000_000).map(|size| size - size % 1_000_000).collect())
-}
-
-/// Processor time of our children that have ended: skopeo alone ends while we look.
-fn children() -> anyhow::Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    Ok((ticks(13) + ticks(14)) as f64 / clock_ticks_per_second() as f64)
+    let shot = [wall, peer.usage()?.cpu - proxy, client.cpu()? - spent, registry_cpu()? - server];
+    client.forget(place, &repository)?;
+    Ok(shot)
 }
 
 fn row(shots: &[[f64; 4]]) -> Row {
@@ -158,18 +202,14 @@ fn table(title: &str, megabytes: u64, rows: &[(&str, Row)]) -> Table {
     }
 }
 
-fn goals(push: bool, rows: &[(&str, Row)]) -> Vec<Goal> {
+fn goals(client: &str, rows: &[(&str, Row)]) -> Vec<Goal> {
     let of = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| &row.1);
     let wall = |name: &str| of(name).map_or(f64::NAN, |row| row.wall.median());
     let proxy = |name: &str| of(name).map_or(f64::NAN, |row| row.proxy.median());
     let direct = rows.first().map_or(f64::NAN, |(_, row)| row.wall.median());
-    let what = if push { "push" } else { "pull" };
+    let what = format!("{client} pull");
     vec![
-        Goal::at_most(
-            1.03,
-            wall(TLS) / direct,
-            format!("skopeo {what} through the gate with TLS, wall, of direct plain"),
-        ),
-        Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("skopeo {what} with TLS, proxy CPU, of {NGINX_TLS}")),
+        Goal::at_most(1.03, wall(TLS) / direct, format!("{what} through the gate with TLS, wall, of direct plain")),
+        Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("{what} with TLS, proxy CPU, of {NGINX_TLS}")),
     ]
 }

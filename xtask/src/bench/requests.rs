@@ -16,6 +16,7 @@ use super::{Args, Outcome, apr1_file};
 const CONNECTIONS: usize = 64;
 const OURS: &str = "portcullis";
 const LOGGED: &str = "portcullis, access log on";
+const EPOLL: &str = "portcullis, epoll";
 const CACHED: &str = "nginx auth_request + proxy_cache";
 const ASKING: &str = "nginx auth_request";
 const NGINX: &str = "nginx without a login";
@@ -83,6 +84,7 @@ fn field(world: &World, free: bool) -> anyhow::Result<Vec<Candidate>> {
     ];
     if !free {
         let apr1 = apr1_file(world)?;
+        field.push(Candidate::gate(EPOLL).on_epoll());
         field.push(Candidate::new("nginx, recipe of 2014", Kind::Nginx(conf::NGINX_2014)));
         field.push(Candidate::new("nginx auth_basic apr1", Kind::Nginx(conf::NGINX_BASIC)).htpasswd(&apr1));
     }
@@ -158,6 +160,7 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         Goal::at_most(0.28, ratio(OURS, ASKING), what(ASKING)),
         Goal::at_most(1.0, ratio(OURS, NGINX), what(NGINX)),
         Goal::at_most(1.0, ratio(OURS, HAPROXY), what(HAPROXY)),
+        Goal::at_most(0.75, ratio(EPOLL, CACHED), format!("the same on epoll, of {CACHED}")),
         Goal::at_most(1.0, ratio(LOGGED, NGINX), format!("the same with our access log on, of {NGINX} without one")),
         Goal::at_most(1.0, p99(OURS) / p99(NGINX), format!("p99 at {CONNECTIONS} connections, of {NGINX}")),
         Goal::at_most(1.0, p99(OURS) / p99(CACHED), format!("p99 at {CONNECTIONS} connections, of {CACHED}")),

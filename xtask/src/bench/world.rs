@@ -77,6 +77,8 @@ fn listed(cores: &[usize]) -> String {
 pub(super) struct World {
     pub(super) cores: Cores,
     pub(super) program: PathBuf,
+    /// The gate where io_uring is refused.
+    pub(super) on_epoll: PathBuf,
     pub(super) registry: SocketAddr,
     pub(super) auth: SocketAddr,
     pub(super) identity: Identity,
@@ -98,10 +100,15 @@ impl World {
             .context("cannot make room for the blob")?;
         let authority = Authority::create(dir.path(), "Bench CA")?;
         let identity = authority.issue("gate", &["localhost", "127.0.0.1"])?;
+        let place = format!("taskset -c {}", listed(&cores.proxy));
         let pinned = dir.path().join("portcullis");
-        let script = format!("#!/bin/sh\nexec taskset -c {} '{}' \"$@\"\n", listed(&cores.proxy), program.display());
-        fs::write(&pinned, script).context("cannot write a script")?;
-        fs::set_permissions(&pinned, fs::Permissions::from_mode(0o755)).context("cannot make a script executable")?;
+        wrap(&pinned, &format!("{place} '{}'", program.display()))?;
+        // The same program with a filter that refuses io_uring, as a container's does.
+        let (on_epoll, filter) = (dir.path().join("on-epoll"), dir.path().join("noring.py"));
+        fs::write(&filter, include_str!("../../../tests/peers/noring.py")).context("cannot write a script")?;
+        fs::create_dir(&on_epoll).context("cannot create a directory")?;
+        let on_epoll = on_epoll.join("portcullis");
+        wrap(&on_epoll, &format!("{place} python3 '{}' '{}'", filter.display(), program.display()))?;
         let (registry, auth) = (free_address()?, free_address()?);
         let root = memory.path().display().to_string();
         let stub = |name: &str, text: &str, addr: SocketAddr| {
@@ -118,7 +125,18 @@ impl World {
             stub("stub-auth", include_str!("../../../benches/peers/stub-auth.conf"), auth)?,
         ];
         let ca = authority.cert;
-        let world = Self { cores, program: pinned, registry, auth, identity, ca, dir, _stubs: stubs, _memory: memory };
+        let world = Self {
+            cores,
+            program: pinned,
+            on_epoll,
+            registry,
+            auth,
+            identity,
+            ca,
+            dir,
+            _stubs: stubs,
+            _memory: memory,
+        };
         world.forwarded()?;
         Ok(world)
     }
@@ -145,6 +163,12 @@ impl World {
         let counters = text.lines().nth(2).and_then(|line| line.split_whitespace().nth(2)?.parse().ok());
         counters.with_context(|| format!("the stub counts nothing: {text:?}"))
     }
+}
+
+/// A program of this name that runs `command` with its own arguments.
+fn wrap(file: &Path, command: &str) -> anyhow::Result<()> {
+    fs::write(file, format!("#!/bin/sh\nexec {command} \"$@\"\n")).context("cannot write a script")?;
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).context("cannot make a script executable")
 }
 
 /// The same bytes as the registry stub sends.

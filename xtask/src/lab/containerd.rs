@@ -13,7 +13,7 @@ use super::process::{Service, scratch};
 /// A daemon that runs until this is dropped.
 #[derive(Debug)]
 pub struct Containerd {
-    _service: Service,
+    service: Service,
     dir: TempDir,
 }
 
@@ -38,7 +38,13 @@ impl Containerd {
         let mut service = Service::start("containerd", den.wrap(cmd), dir.path())?;
         let socket = path("socket");
         service.wait_until("ready", || ctr(&socket).arg("version").run().is_ok())?;
-        Ok(Self { _service: service, dir })
+        Ok(Self { service, dir })
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
     }
 
     /// Its socket.

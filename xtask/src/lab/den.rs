@@ -19,11 +19,10 @@ use super::process::{Service, free_port, is_root, scratch};
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const READY: &str = "ready";
 
-/// Makes the interface and the empty places, and stays.
-const SCRIPT: &str = "set -e
-ip link set lo up
-ip address add ADDRESS/32 dev lo
-for place in /etc/docker /run /var/lib; do mount -t tmpfs tmpfs $place; done
+/// Make the interface and the empty places, and stay.
+const INTERFACE: &str = "ip link set lo up
+ip address add ADDRESS/32 dev lo";
+const PLACES: &str = "for place in /etc/docker /run /var/lib; do mount -t tmpfs tmpfs $place; done
 echo ready
 exec sleep infinity";
 
@@ -57,9 +56,20 @@ impl Den {
     /// # Errors
     /// When the kernel refuses.
     pub fn start() -> anyhow::Result<Self> {
+        let script = format!("set -e\n{INTERFACE}\n{PLACES}").replace("ADDRESS", &ADDRESS.to_string());
+        Self::by(Cmd::new("unshare").args(["--net", "--mount", "sh", "-c", &script]))
+    }
+
+    /// Makes one with empty places, but in the caller's network: for who is in one of its own already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn start_in_this_network() -> anyhow::Result<Self> {
+        Self::by(Cmd::new("unshare").args(["--mount", "sh", "-c", &format!("set -e\n{PLACES}")]))
+    }
+
+    fn by(cmd: Cmd) -> anyhow::Result<Self> {
         let dir = scratch("den")?;
-        let script = SCRIPT.replace("ADDRESS", &ADDRESS.to_string());
-        let cmd = Cmd::new("unshare").args(["--net", "--mount", "sh", "-c", &script]);
         let mut holder = Service::start("den", cmd, dir.path())?;
         let end = Instant::now() + Duration::from_secs(30);
         while !holder.log().contains(READY) {

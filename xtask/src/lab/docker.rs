@@ -18,7 +18,7 @@ const PACKAGED_CLIENT: &str = "/usr/bin/docker";
 /// A daemon that runs until this is dropped.
 #[derive(Debug)]
 pub struct Docker {
-    _service: Service,
+    service: Service,
     containerd: Containerd,
     dir: TempDir,
 }
@@ -48,7 +48,7 @@ impl Docker {
         let cmd = Cmd::new(dockerd).arg("--config-file").arg(&file);
         let mut service = Service::start("dockerd", den.wrap(cmd), dir.path())?;
         service.wait_until("ready", || client(dir.path()).args(["version"]).run().is_ok())?;
-        Ok(Self { _service: service, containerd, dir })
+        Ok(Self { service, containerd, dir })
     }
 
     /// The client, talking to this daemon and remembering logins in a place of its own.
@@ -61,6 +61,12 @@ impl Docker {
     #[must_use]
     pub fn host(&self) -> String {
         host(self.dir.path())
+    }
+
+    /// The processes of it and of the containerd beneath it.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        vec![self.service.pid(), self.containerd.pid()]
     }
 
     /// The containerd beneath it.

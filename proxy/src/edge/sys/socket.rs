@@ -5,6 +5,7 @@
 //! reads and accepts submitted to the ring cannot.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -21,6 +22,9 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 /// Connections that the kernel completes for us before we accept them.
 const BACKLOG: i32 = 4096;
+
+/// Bytes of a head that are read at once.
+const HEAD_ROOM: usize = 16 * 1024;
 
 /// A non-blocking TCP socket that the worker's runtime can wait for.
 #[derive(Debug)]
@@ -156,6 +160,19 @@ impl Socket {
         // SAFETY: `recv` filled the first `n` bytes of the spare capacity.
         unsafe { buffer.set_len(before + n) };
         Ok(n)
+    }
+
+    /// As [`Socket::try_recv`] for a head: at most [`HEAD_ROOM`] bytes, read by way of the stack, so that the buffer gets as
+    /// much memory as there are bytes and no more. That is a copy of some hundred bytes instead of an allocation that is
+    /// too large for the allocator's quick ways.
+    ///
+    /// # Errors
+    /// As [`Socket::try_recv`].
+    pub fn try_recv_head(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        let mut room = [const { MaybeUninit::uninit() }; HEAD_ROOM];
+        let ((filled, _), _) = recv(self, &mut room[..most.min(HEAD_ROOM)], RecvFlags::DONTWAIT)?;
+        buffer.extend_from_slice(filled);
+        Ok(filled.len())
     }
 
     /// Appends at most `most` bytes to `buffer`, but none behind the first `end` in it: those stay in the socket.

@@ -19,9 +19,13 @@ impl Lines {
         Self { out, buffer: Vec::new(), torn: false, failed: false }
     }
 
-    pub(super) fn push(&mut self, line: &str) {
-        self.buffer.extend_from_slice(line.as_bytes());
-        self.buffer.push(b'\n');
+    /// Adds whole lines, each with its end.
+    pub(super) fn push(&mut self, lines: Vec<u8>) {
+        if self.buffer.is_empty() {
+            self.buffer = lines;
+        } else {
+            self.buffer.extend_from_slice(&lines);
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -106,7 +110,7 @@ mod tests {
             for step in 0..6 {
                 disk.0.lock().unwrap().1 += if step == 3 { 1000 } else { room / 4 };
                 for _ in 0..2 {
-                    lines.push(&format!("line {begun}"));
+                    lines.push(format!("line {begun}\n").into_bytes());
                     begun += 1;
                 }
                 if let Err((more, _)) = lines.flush() {
@@ -128,7 +132,7 @@ mod tests {
     fn a_buffer_does_not_grow_on_a_full_disk() {
         let mut lines = Lines::new(Box::new(Disk::default()));
         for _ in 0..1000 {
-            lines.push("a line");
+            lines.push(b"a line\n".to_vec());
             assert!(lines.flush().is_err());
         }
         assert!(lines.buffer.is_empty());
