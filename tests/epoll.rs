@@ -2,14 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::Duration;
 
 use crate::support::http::{Connection, basic};
 use crate::support::packages::PYTHON;
 use crate::support::raw::{Raw, read_all, read_head, read_until, say};
-use crate::support::{Gate, Serve, htpasswd, misses, program, scratch};
+use crate::support::{Gate, Serve, htpasswd, misses, refused, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -53,12 +52,7 @@ fn service() -> Raw {
 
 fn gate(backend: &str) -> Gate {
     let dir = scratch("epoll").unwrap();
-    let (script, wrapper) = (dir.path().join("noring.py"), dir.path().join("portcullis"));
-    std::fs::write(&script, include_str!("peers/noring.py")).unwrap();
-    let line = format!("#!/bin/sh\nexec python3 {script:?} {:?} \"$@\"\n", program());
-    std::fs::write(&wrapper, line).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let serve = Serve::new(&wrapper).unwrap().flag("--backend", backend).flag("--kind", "http");
+    let serve = Serve::new(&refused("ring", dir.path())).unwrap().flag("--backend", backend).flag("--kind", "http");
     let gate = serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).start().unwrap();
     assert!(gate.says("workers on epoll"), "{}", gate.log());
     gate

@@ -5,6 +5,7 @@ pub(crate) mod secure;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,12 +14,20 @@ pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
 pub(crate) use xtask::lab::process::{Service, free_address, is_root, random, scratch};
 pub(crate) use xtask::lab::{
-    cmd, containerd, curl, den, docker, hello, http, image, pki, podman, registry, skips, skopeo,
+    cmd, containerd, curl, den, docker, hello, http, image, oras, pki, podman, registry, skips, skopeo,
 };
 
 /// The `portcullis` that cargo built for these tests.
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_portcullis"))
+}
+
+/// The same program, to which the kernel refuses something: a word of `peers/refuse.py`, which takes Python.
+pub(crate) fn refused(what: &str, dir: &Path) -> PathBuf {
+    let (script, wrapper) = (root().join("tests/peers/refuse.py"), dir.join("portcullis"));
+    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {what} {:?} \"$@\"\n", program())).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    wrapper
 }
 
 /// The top of the work tree.

@@ -16,6 +16,7 @@
 //!
 //! The configuration may change while a connection lives: each request is served by the one that held when it came.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -339,14 +340,30 @@ impl Client<'_> {
         match how {
             Next::Abort => self.stream.socket().reset_on_close(),
             Next::Cut => {}
-            Next::KeepAlive | Next::Close => self.stream.finish_sending(),
-            Next::Linger => {
+            Next::KeepAlive | Next::Close if !self.stream.is_secure() => self.stream.finish_sending(),
+            // A TLS client may change its keys at any time, also while the end of an answer is still on its way.
+            Next::KeepAlive | Next::Close | Next::Linger => {
                 self.stream.finish_sending();
-                self.stream.socket().expect_within(LINGER);
-                let mut scrap = Vec::new();
-                while matches!(self.stream.read(&mut scrap, HEAD_READ).await, Ok(1..)) {
-                    scrap.clear();
+                self.hear_out().await;
+            }
+        }
+    }
+
+    /// Reads whatever the client still sends: a socket closed on unread bytes is reset, and what the client has not yet
+    /// received is lost to it. They mean nothing any more, so nobody decrypts them.
+    async fn hear_out(&self) {
+        let socket = self.stream.socket();
+        socket.expect_within(LINGER);
+        let mut scrap = vec![0; HEAD_READ];
+        loop {
+            match socket.try_recv_into(&mut scrap) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if socket.readable().await.is_err() {
+                        return;
+                    }
                 }
+                Ok(0) | Err(_) => return,
             }
         }
     }
