@@ -61,7 +61,7 @@ fn judge(head: &str, _: &str) -> (u16, Vec<u8>) {
     if head.contains(&format!("{}\r\n", basic(USER))) {
         (200, b"User authenticated successfully".to_vec())
     } else {
-        (401, b"No".to_vec())
+        (401, b"Nobody knows you here".to_vec())
     }
 }
 

@@ -109,7 +109,7 @@ fn no_weak_group_or_signature_is_taken() {
     for name in ["localhost", "rsa.test"] {
         for base in [Hello::tls12(), Hello::tls13()] {
             let hello = Hello { signatures: weak.clone(), name, key: true, ..base };
-            assert!(hello.is_refused(gate.addr(), HANDSHAKE_FAILURE), "{name}");
+            assert!(hello.is_refused(gate.addr(), &HANDSHAKE_FAILURE), "{name}");
         }
     }
     still_well(&world, &mut gate);
@@ -133,7 +133,7 @@ fn nothing_is_compressed_beats_or_speaks_another_protocol() {
         assert!(matches!(hello.ask(gate.addr()), Answer::Alert(_)));
         for protocols in [&["h2"][..], &["h2", "http/1.0", "spdy/3.1", "acme-tls/1"]] {
             let hello = Hello { more: hello::alpn(protocols), key: true, ..base.clone() };
-            assert!(hello.is_refused(gate.addr(), NO_APPLICATION_PROTOCOL), "{protocols:?}");
+            assert!(hello.is_refused(gate.addr(), &NO_APPLICATION_PROTOCOL), "{protocols:?}");
         }
     }
     let Answer::Hello(said) = Hello::tls12().ask(gate.addr()) else { panic!("no TLS 1.2") };

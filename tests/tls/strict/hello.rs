@@ -99,9 +99,9 @@ impl Hello {
     }
 
     /// Whether it is answered with this alert: under TLS 1.3 with one that nobody can read, and nothing else.
-    pub(super) fn is_refused(&self, addr: SocketAddr, alert: Answer) -> bool {
+    pub(super) fn is_refused(&self, addr: SocketAddr, alert: &Answer) -> bool {
         if self.versions.is_empty() {
-            return self.ask(addr) == alert;
+            return self.ask(addr) == *alert;
         }
         let records = records(&tell_raw(addr, &self.record()));
         let unread: Vec<usize> = records.iter().filter(|(kind, _)| *kind == 0x17).map(|(_, body)| body.len()).collect();

@@ -34,7 +34,7 @@ pub(super) fn check() -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped("cargo-deny is not installed: cargo install cargo-deny --locked".into()));
     };
     let deny = |what: &[&str]| {
-        let cmd = Cmd::new(&program).dir(workspace::root()).args(["--locked", "check", "--config", ".deny.toml"]);
+        let cmd = Cmd::new(&program).dir(workspace::root()).args(["--locked", "--config", ".deny.toml", "check"]);
         let cmd = cmd.args(what);
         cmd.log(workspace::log("deny")?).step(&format!("cargo deny check {}", what.join(" ")))
     };
