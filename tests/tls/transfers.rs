@@ -123,7 +123,8 @@ fn client(needs: &[Need], client: &Client) {
     }
     let (new, old) = (room.terms(&SUITES[0], false), room.terms(&SUITES[6], true));
     for (terms, way) in [(&new, Way::Down), (&old, Way::Up), (&old, Way::Down), (&new, Way::Up)] {
-        room.moves(client, terms, way, much() / 2);
+        let size = if way == Way::Down { client.most.min(much() / 2) } else { much() / 2 };
+        room.moves(client, terms, way, size);
     }
     for gate in [&room.ecdsa, &room.rsa] {
         assert!(!gate.log().contains("panicked"), "{}", gate.log());

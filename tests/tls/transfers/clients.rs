@@ -34,6 +34,8 @@ pub(super) struct Client {
     pub(super) name: &'static str,
     /// Speaks TLS only.
     raw: bool,
+    /// The most that it can be given in a reasonable time.
+    pub(super) most: u64,
     before: fn(&Terms<'_>) -> anyhow::Result<()>,
     command: fn(&Terms<'_>, Way, u64) -> Cmd,
 }
@@ -42,12 +44,15 @@ const fn nothing(_: &Terms<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) const CURL: Client = Client { name: "curl", raw: false, before: nothing, command: curl };
-pub(super) const S_CLIENT: Client = Client { name: "s_client", raw: true, before: nothing, command: s_client };
-pub(super) const PYTHON: Client = Client { name: "python", raw: false, before: openssl_file, command: python };
-pub(super) const GNUTLS: Client = Client { name: "gnutls", raw: true, before: nothing, command: gnutls };
-pub(super) const NSS: Client = Client { name: "nss", raw: true, before: nss_database, command: nss };
-pub(super) const JAVA: Client = Client { name: "java", raw: false, before: compile, command: java };
+pub(super) const CURL: Client = Client { name: "curl", raw: false, most: u64::MAX, before: nothing, command: curl };
+pub(super) const S_CLIENT: Client =
+    Client { name: "s_client", raw: true, most: u64::MAX, before: nothing, command: s_client };
+pub(super) const PYTHON: Client =
+    Client { name: "python", raw: false, most: u64::MAX, before: openssl_file, command: python };
+/// Its command writes what it receives byte by byte.
+pub(super) const GNUTLS: Client = Client { name: "gnutls", raw: true, most: 8 << 20, before: nothing, command: gnutls };
+pub(super) const NSS: Client = Client { name: "nss", raw: true, most: u64::MAX, before: nss_database, command: nss };
+pub(super) const JAVA: Client = Client { name: "java", raw: false, most: u64::MAX, before: compile, command: java };
 
 impl Client {
     /// What it takes to run it.
