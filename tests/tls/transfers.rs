@@ -117,7 +117,7 @@ fn client(needs: &[Need], client: &Client) {
     for suite in &SUITES {
         for rsa in [false, true].into_iter().filter(|rsa| suite.rsa.is_none_or(|only| only == *rsa)) {
             let terms = room.terms(suite, rsa);
-            room.moves(client, &terms, Way::Down, SOME);
+            room.moves(client, &terms, Way::Down, SOME.min(client.most));
             room.moves(client, &terms, Way::Up, SOME);
         }
     }

@@ -34,7 +34,7 @@ pub(super) struct Client {
     pub(super) name: &'static str,
     /// Speaks TLS only.
     raw: bool,
-    /// The most that it can be given in a reasonable time.
+    /// The most that it can download in a reasonable time.
     pub(super) most: u64,
     before: fn(&Terms<'_>) -> anyhow::Result<()>,
     command: fn(&Terms<'_>, Way, u64) -> Cmd,
@@ -50,7 +50,8 @@ pub(super) const S_CLIENT: Client =
 pub(super) const PYTHON: Client =
     Client { name: "python", raw: false, most: u64::MAX, before: openssl_file, command: python };
 /// Its command writes what it receives byte by byte.
-pub(super) const GNUTLS: Client = Client { name: "gnutls", raw: true, most: 8 << 20, before: nothing, command: gnutls };
+pub(super) const GNUTLS: Client =
+    Client { name: "gnutls", raw: true, most: 1_000_003, before: nothing, command: gnutls };
 pub(super) const NSS: Client = Client { name: "nss", raw: true, most: u64::MAX, before: nss_database, command: nss };
 pub(super) const JAVA: Client = Client { name: "java", raw: false, most: u64::MAX, before: compile, command: java };
 
