@@ -30,7 +30,7 @@ const SOME: u64 = 3 * (1 << 20) + 4321;
 
 /// What one client moves each way when it is about size.
 fn much() -> u64 {
-    if std::env::var_os("PORTCULLIS_LONG").is_some() { 5 << 30 } else { 128 << 20 }
+    if std::env::var_os("PORTCULLIS_LONG").is_some() { 5 << 30 } else { 64 << 20 }
 }
 
 /// The suites of rustls: the version, IANA's name, OpenSSL's, GnuTLS's priority string, and IANA's number.
@@ -123,7 +123,7 @@ fn client(needs: &[Need], client: &Client) {
     }
     let (new, old) = (room.terms(&SUITES[0], false), room.terms(&SUITES[6], true));
     for (terms, way) in [(&new, Way::Down), (&old, Way::Up), (&old, Way::Down), (&new, Way::Up)] {
-        let size = if way == Way::Down { client.most.min(much() / 2) } else { much() / 2 };
+        let size = if way == Way::Down { client.most.min(much()) } else { much() };
         room.moves(client, terms, way, size);
     }
     for gate in [&room.ecdsa, &room.rsa] {
@@ -174,7 +174,8 @@ fn go() {
     fs::copy(&world.ca.cert, certs.join("ca.crt")).unwrap();
     let rsa = world.ca.issue_as("rsa", &["localhost"], Key::Rsa2048, 30).unwrap();
     let (layout, client) = (world.dir.path().join("image"), Skopeo::new().unwrap());
-    let size = much();
+    // It is kept four times on the way.
+    let size = much().min(2 << 30);
     let image = image::write(&layout, &[size, 1], random()).unwrap();
     for (n, identity) in [&world.identity, &rsa].into_iter().enumerate() {
         let serve = Serve::new(program()).unwrap().tls(identity).flag("--backend", registry.url());
