@@ -3,6 +3,7 @@
 //! is kept in `golden/`.
 
 mod golden;
+mod oras;
 mod resume;
 mod world;
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use crate::support::http::{Connection, basic, get};
 use crate::support::packages::PYTHON;
 use crate::support::{
-    AuthService, Gate, Serve, WITHOUT_LANDLOCK, free_address, hello::Stub, htpasswd, is_root, misses, program, scratch,
-    skips, wait_for, without,
+    AuthService, Gate, Serve, free_address, hello::Stub, htpasswd, is_root, misses, program, refused, scratch, skips,
+    wait_for,
 };
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
@@ -191,7 +191,7 @@ fn a_kernel_without_landlock_is_said_once_and_no_reason_to_stop() {
     }
     let room = Room::new();
     room.configure("gate/users.htpasswd", "");
-    let gate = room.serve(&without(WITHOUT_LANDLOCK, room.dir.path()), &room.hello.url()).start().unwrap();
+    let gate = room.serve(&refused("landlock", room.dir.path()), &room.hello.url()).start().unwrap();
     assert!(gate.says("warning: this kernel has no Landlock"), "{}", gate.log());
     assert_eq!(get(gate.addr(), TAGS, Some(CREDS)).unwrap().status, 200);
     holds_nothing(gate.pid(), 3);

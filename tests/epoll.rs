@@ -11,8 +11,7 @@ use crate::support::http::{Connection, basic};
 use crate::support::packages::{CONTAINERD, DOCKER, DOCKERD, PYTHON};
 use crate::support::raw::{Raw, read_all, read_head, read_until, say};
 use crate::support::{
-    Gate, Serve, WITHOUT_IO_URING, den::Den, free_address, hello::Stub, htpasswd, metric, misses, root, scratch, skips,
-    wait_for, without,
+    Gate, Serve, den::Den, free_address, hello::Stub, htpasswd, metric, misses, refused, root, scratch, skips, wait_for,
 };
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
@@ -59,8 +58,7 @@ fn service() -> Raw {
 
 fn gate(backend: &str) -> Gate {
     let dir = scratch("epoll").unwrap();
-    let serve =
-        Serve::new(&without(WITHOUT_IO_URING, dir.path())).unwrap().flag("--backend", backend).flag("--kind", "http");
+    let serve = Serve::new(&refused("ring", dir.path())).unwrap().flag("--backend", backend).flag("--kind", "http");
     let admin = free_address().unwrap();
     let gate = serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).admin(admin).start().unwrap();
     assert!(gate.says("workers on epoll"), "{}", gate.log());

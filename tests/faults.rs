@@ -11,6 +11,8 @@ use std::time::Duration;
 use peers::Fault;
 use world::{Seen, World};
 
+use crate::support::wait_for;
+
 /// Deadlines that a test can wait for.
 const LIMITS: &str = "[limits]\nupstream_idle = \"300ms\"\nresponse_timeout = \"1s\"\nauth_timeout = \"1s\"\n\
                       connect_timeout = \"1s\"\nretry_timeout = \"2s\"\nrate_window = \"1s\"\nmin_rate = \"1KiB\"\n\
@@ -39,7 +41,7 @@ const UPSTREAM: [(Fault, &[Seen]); 15] = [
 ];
 
 /// The same for an auth backend: whatever it does, that is neither a yes nor a no.
-const AUTH: [Fault; 10] = [
+const AUTH: [Fault; 13] = [
     Fault::Closes,
     Fault::Resets,
     Fault::Silent,
@@ -48,8 +50,23 @@ const AUTH: [Fault; 10] = [
     Fault::FieldFlood,
     Fault::EndlessField,
     Fault::HalfAHead,
+    Fault::Drips,
     Fault::HalfABody,
+    Fault::HalfABodyThenResets,
+    Fault::HalfAChunk,
     Fault::BadChunk,
+];
+
+/// The same for uploads, which are never sent twice.
+const UPLOADS: [(Fault, &[Seen]); 8] = [
+    (Fault::Closes, &[Seen::Status(502)]),
+    (Fault::Resets, &[Seen::Status(502)]),
+    (Fault::Silent, &[Seen::Status(504)]),
+    (Fault::Garbage, &[Seen::Status(502)]),
+    (Fault::InterimFlood, &[Seen::Status(502)]),
+    (Fault::FieldFlood, &[Seen::Status(502)]),
+    (Fault::HalfAHead, &[Seen::Status(502), Seen::Status(504)]),
+    (Fault::AnswersEarly, &[Seen::Status(413)]),
 ];
 
 #[test]
@@ -64,6 +81,28 @@ fn of_the_upstream() {
         }
         world.strangers_stay_out(fault, &[401]);
         world.upstream.end();
+        world.is_well(&format!("{fault:?}"));
+        world.is_at_rest(&format!("{fault:?}"), &["busy"]);
+    }
+    world.gave_back(&before, "all of them");
+}
+
+#[test]
+fn of_the_upstream_during_uploads() {
+    let world = World::start(LIMITS);
+    assert!(world.uploads().iter().all(|seen| *seen == Seen::Whole));
+    let before = world.held();
+    for (fault, expected) in UPLOADS {
+        let sent = world.upstream.requests();
+        world.upstream.begin(fault);
+        let seen = world.uploads();
+        for one in &seen {
+            assert!(expected.contains(one), "{fault:?}: {one:?}; the gate wrote:\n{}", world.last_words());
+        }
+        assert_eq!(world.upstream.requests(), sent + seen.len(), "{fault:?}: an upload was sent twice");
+        world.strangers_stay_out(fault, &[401]);
+        world.upstream.end();
+        wait_for("uploads go through", || world.uploads().iter().all(|seen| *seen == Seen::Whole));
         world.is_well(&format!("{fault:?}"));
         world.is_at_rest(&format!("{fault:?}"), &["busy"]);
     }

@@ -3,6 +3,9 @@
 mod clients;
 mod handshakes;
 mod renewal;
+mod strict;
+mod testssl;
+mod transfers;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -35,4 +35,15 @@
 //! | Linux: past a user's quota a new pipe holds one page, and splicing crawls | the true size is read back, pipes are pooled and held during a transfer only | `pipe::a_pipe_says_its_true_size_and_is_used_again` |
 //! | httparse before a strict layer: bare LF, empty chunk sizes, two hosts | everything that it tolerates is checked again | `head::every_ambiguity_is_a_400`, `corpora::every_file_of_the_corpora_is_read_as_promised` |
 //! | kTLS in general: TLS 1.2 keys handed to the kernel with the nonce that the handshake had used already | the kernel's nonces begin in the other half of all numbers; the wire is looked at in `cargo xtask vm-test` | `ktls::no_nonce_of_tls_1_2_is_used_twice` |
+//! | OpenSSL CVE-2014-0160 (Heartbleed): a heartbeat brought memory back | heartbeats are neither agreed to nor answered | `strict::nothing_is_compressed_beats_or_speaks_another_protocol` |
+//! | OpenSSL CVE-2014-0224: a change of ciphers that came too early made keys that anybody knew | in the wrong place it ends the handshake | `strict::a_forged_change_of_ciphers_is_no_key` |
+//! | POODLE, BEAST, Lucky 13, Sweet32, FREAK, Logjam, ROBOT and RC4: old protocols and suites were kept for old clients | TLS 1.2 and 1.3 with nine suites, and none else of the 65,536 | `strict::old_protocols_are_refused`, `strict::no_suite_but_these_is_taken`, `strict::no_weak_group_or_signature_is_taken` |
+//! | CVE-2009-3555: a renegotiation set one client's request in front of another's | there is no renegotiation | `tls::a_client_cannot_renegotiate` |
+//! | CRIME (CVE-2012-4929): compression told secrets by their length | nothing is compressed | `strict::nothing_is_compressed_beats_or_speaks_another_protocol` |
+//! | nginx CVE-2025-23419: a session was resumed at a server that asks for other client certificates | each listener has tickets of its own, and a certificate is looked at on every request | `clients::a_session_of_one_listener_is_none_at_another` |
+//! | HTTP/2 rapid reset (CVE-2023-44487): streams were opened and dropped faster than counted | HTTP/1.1 only, and ALPN offers nothing else | `strict::nothing_is_compressed_beats_or_speaks_another_protocol` |
+//! | hyper CVE-2021-32714 and nginx CVE-2013-2028: the size of a chunk overflowed | sizes are counted with a bound, and a body is framed anew | `chunked::what_other_parsers_took_is_refused` |
+//! | hyper CVE-2021-32715 and Node CVE-2018-7159: a sign or a space in a length was read over | a length is digits alone | `framing::only_one_plain_decimal_is_a_length` |
+//! | Node CVE-2022-32215 and CVE-2024-27982, Gunicorn CVE-2024-1135: folded or indented fields, and codings that were not understood, hid a body's framing | each is refused | `head::every_ambiguity_is_a_400`, `head::other_refusals_have_their_own_status` |
+//! | distribution CVE-2023-2253: `n` of the catalog set aside memory for as many names | at most six digits reach the registry | `query::refuses` |
 //! | Slowloris: heads that never end hold every connection | a head has a deadline and a size | `data_plane::a_slow_head_is_given_up` |

@@ -91,7 +91,7 @@ fn pages() -> Vec<Ask> {
         "?n=1000",
         "?n=1001",
         "?n=0",
-        "?n=999999999",
+        "?n=999999",
         "?last=curl",
         "?n=2&last=curl",
         "?last=docker%2Fapp&n=2",

@@ -40,6 +40,7 @@ pub(super) fn all() -> Vec<(Ask, u16, u16, &'static str)> {
         (get("/v2/a/blobs/uploads/..%2f..%2fx"), 301, 404, GRAMMAR),
         (get("/v2/_catalog?n=abc"), 200, 400, QUERY),
         (get("/v2/_catalog?n=-1"), 200, 400, QUERY),
+        (get("/v2/_catalog?n=999999999"), 400, 400, SIZE),
         (get("/v2/_catalog?n=1&n=2"), 200, 400, QUERY),
         (get("/v2/_catalog?n=1;last=a"), 200, 400, QUERY),
         (get("/v2/_catalog?%6e=1"), 200, 400, QUERY),

@@ -1,5 +1,6 @@
 //! Faults of the machine: what the kernel refuses, and peers that it has stopped.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -9,10 +10,10 @@ use super::world::{Seen, World, held};
 use super::{Fault, LIMITS};
 use crate::support::cmd::Cmd;
 use crate::support::http::get;
-use crate::support::packages::REGISTRY;
+use crate::support::packages::{FAKETIME, PYTHON, REGISTRY};
 use crate::support::registry::Registry;
 use crate::support::{AuthService, Gate, Serve, free_address, htpasswd, metric, misses, program, scratch, wait_for};
-use crate::support::{is_root, skips};
+use crate::support::{is_root, refused, skips};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const DROPPED: &str = "portcullis_log_dropped_total";
@@ -38,6 +39,59 @@ fn no_descriptor_is_left() {
     }
     world.is_well("no descriptor");
     world.gave_back(&before, "no descriptor");
+}
+
+/// Bodies are copied where there are no pipes, and spliced by small ones, which are not kept, where none may grow.
+#[test]
+fn no_memory_is_left_for_pipes() {
+    if misses(&[PYTHON]) {
+        return;
+    }
+    for refusal in ["pipes", "room"] {
+        let dir = scratch("faults-refused").unwrap();
+        let world = World::start_by(&refused(refusal, dir.path()), LIMITS, |serve| serve);
+        let before = world.held();
+        for _ in 0..5 {
+            assert!(world.crowd().iter().chain(&world.uploads()).all(|seen| *seen == Seen::Whole), "{refusal}");
+        }
+        world.strangers_stay_out(Fault::Closes, &[401]);
+        assert_eq!(held(&world.gate).pipes, before.pipes, "{refusal}");
+        world.gave_back(&before, refusal);
+    }
+}
+
+/// Nothing but what people read goes by the wall clock: neither deadlines nor how long a verdict holds.
+#[test]
+fn the_clock_jumps() {
+    if misses(&[FAKETIME]) {
+        return;
+    }
+    let dir = scratch("faults-clock").unwrap();
+    let clock = dir.path().join("clock");
+    fs::write(&clock, "+0d").unwrap();
+    let config = LIMITS.replace("allow_ttl = \"0s\"", "allow_ttl = \"1h\"");
+    let world = World::start_with(&config, |serve| {
+        let serve = serve.env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketime.so.1").env("FAKETIME_NO_CACHE", "1");
+        serve.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+    });
+    let before = world.held();
+    for jump in ["+3650d", "-3650d", "+1h", "-7300d", "+0d"] {
+        fs::write(&clock, jump).unwrap();
+        let asked = world.auth.requests();
+        let seen = world.crowd();
+        assert!(seen.iter().all(|seen| *seen == Seen::Whole), "{jump}: {seen:?}\n{}", world.last_words());
+        assert_eq!(world.auth.requests(), asked, "{jump}: a verdict was forgotten");
+        let reached = world.upstream.requests();
+        world.strangers_stay_out(Fault::Closes, &[401]);
+        assert_eq!(world.upstream.requests(), reached, "{jump}");
+    }
+    let years = |log: &str| -> BTreeSet<String> {
+        let stamps = log.lines().filter_map(|line| Some(line.split_once("\"time\":\"")?.1.get(..4)?.to_owned()));
+        stamps.collect()
+    };
+    wait_for("it has seen three decades", || years(&world.gate.log()).len() >= 4);
+    world.is_well("the clock is right again");
+    world.gave_back(&before, "the clock is right again");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Peers that can be broken and repaired while the gate runs.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -52,9 +52,18 @@ impl Peer {
             loop {
                 let head = String::from_utf8_lossy(&read_head(&mut stream)).into_owned();
                 let Some(target) = head.split(' ').nth(1).map(str::to_owned) else { return };
-                let (status, body) = answers(&head, &target);
+                let (mut status, body) = answers(&head, &target);
+                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
                 log.lock().unwrap().push(head);
                 let fault: Option<Fault> = *now.lock().unwrap();
+                // Who answers early has not read it, all others have.
+                let mut sent = vec![0; length.filter(|_| fault != Some(Fault::AnswersEarly)).unwrap_or(0)];
+                if stream.read_exact(&mut sent).is_err() {
+                    return;
+                }
+                if !sent.is_empty() && sent != body {
+                    status = 400;
+                }
                 match fault {
                     Some(fault) => return suffer(fault, stream, &body),
                     None => {

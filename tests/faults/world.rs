@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::thread;
 
 use super::PATIENCE;
@@ -60,7 +61,7 @@ fn judge(head: &str, _: &str) -> (u16, Vec<u8>) {
     if head.contains(&format!("{}\r\n", basic(USER))) {
         (200, b"User authenticated successfully".to_vec())
     } else {
-        (401, b"No".to_vec())
+        (401, b"Nobody knows you here".to_vec())
     }
 }
 
@@ -74,11 +75,15 @@ impl World {
     }
 
     pub(super) fn start_with(config: &str, more: impl FnOnce(Serve) -> Serve) -> Self {
+        Self::start_by(program(), config, more)
+    }
+
+    pub(super) fn start_by(program: &Path, config: &str, more: impl FnOnce(Serve) -> Serve) -> Self {
         let (dir, admin) = (scratch("faults").unwrap(), free_address().unwrap());
         let file = dir.path().join("gate.toml");
         fs::write(&file, config).unwrap();
         let (upstream, auth) = (Peer::start(|_, target| (200, body(target))), Peer::start(judge));
-        let serve = Serve::new(program()).unwrap().admin(admin).flag("--config", &file).flag("--workers", "1");
+        let serve = Serve::new(program).unwrap().admin(admin).flag("--config", &file).flag("--workers", "1");
         let serve = serve.flag("--kind", "http").flag("--backend", upstream.url()).flag("--auth-backend", auth.url());
         let gate = more(serve).start().unwrap();
         let world = Self { gate, admin, upstream, auth };
@@ -92,6 +97,13 @@ impl World {
     pub(super) fn crowd(&self) -> Vec<Seen> {
         let addr = self.gate.addr();
         let clients: Vec<_> = (0..CROWD).map(|n| thread::spawn(move || look(addr, &format!("/{n}")))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    }
+
+    /// The same with a body of their own each.
+    pub(super) fn uploads(&self) -> Vec<Seen> {
+        let addr = self.gate.addr();
+        let clients: Vec<_> = (0..CROWD).map(|n| thread::spawn(move || upload(addr, &format!("/{n}")))).collect();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     }
 
@@ -165,9 +177,20 @@ pub(super) fn held(gate: &Gate) -> Held {
 
 /// One request by a known user on a connection of its own.
 pub(super) fn look(addr: SocketAddr, target: &str) -> Seen {
+    exchange(addr, target, ask("GET", target, "Connection: close\r\n").as_bytes())
+}
+
+/// A body goes up, and the answer is what the target always has.
+fn upload(addr: SocketAddr, target: &str) -> Seen {
+    let head = ask("PUT", target, &format!("Content-Length: {BODY}\r\nConnection: close\r\n"));
+    exchange(addr, target, &[head.as_bytes(), &body(target)].concat())
+}
+
+fn exchange(addr: SocketAddr, target: &str, request: &[u8]) -> Seen {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(ask("GET", target, "Connection: close\r\n").as_bytes()).unwrap();
+    // Who is answered early may not get rid of all of it.
+    let _ = stream.write_all(request);
     let (got, _) = read_all(&mut stream);
     let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") else { return Seen::Nothing };
     let (head, rest) = (String::from_utf8_lossy(&got[..end]).into_owned(), &got[end + 4..]);

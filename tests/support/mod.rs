@@ -5,6 +5,7 @@ pub(crate) mod secure;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
@@ -14,19 +15,31 @@ pub(crate) use xtask::lab::gate::{AuthService, Gate, Serve, add_user};
 pub(crate) use xtask::lab::packages::{self, Need};
 pub(crate) use xtask::lab::process::{Service, descriptors, free_address, is_root, random, scratch};
 pub(crate) use xtask::lab::{
-    cmd, containerd, curl, den, docker, hello, http, image, pki, podman, registry, skips, skopeo,
+    cmd, containerd, curl, den, docker, hello, http, image, oras, pki, podman, registry, skips, skopeo,
 };
 
 /// The program under test. Where `cargo xtask test` names a directory for it, one to which io_uring is refused.
 pub(crate) fn program() -> &'static Path {
     static ON_EPOLL: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let wrapped = || Some(without(WITHOUT_IO_URING, Path::new(&std::env::var_os("PORTCULLIS_TEST_ON_EPOLL")?)));
-    ON_EPOLL.get_or_init(wrapped).as_deref().unwrap_or_else(|| built())
+    let make = || Some(wrapped("ring", Path::new(&std::env::var_os("PORTCULLIS_TEST_ON_EPOLL")?), built()));
+    ON_EPOLL.get_or_init(make).as_deref().unwrap_or_else(|| built())
 }
 
 /// The `portcullis` that cargo built for these tests.
 fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_portcullis"))
+}
+
+/// The same program, to which the kernel refuses something: a word of `peers/refuse.py`, which takes Python.
+pub(crate) fn refused(what: &str, dir: &Path) -> PathBuf {
+    wrapped(what, dir, program())
+}
+
+fn wrapped(what: &str, dir: &Path, program: &Path) -> PathBuf {
+    let (script, wrapper) = (root().join("tests/peers/refuse.py"), dir.join("portcullis"));
+    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {what} {program:?} \"$@\"\n")).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    wrapper
 }
 
 /// The top of the work tree.
@@ -41,22 +54,6 @@ pub(crate) fn misses(needs: &[Need]) -> bool {
         skips::skip(&format!("not installed: {}", missing.join(" ")));
     }
     !missing.is_empty()
-}
-
-/// io_uring_setup, io_uring_enter and io_uring_register, not permitted, as docker's default profile has it. New calls have
-/// the same numbers on every architecture.
-pub(crate) const WITHOUT_IO_URING: &str = "425-427=1";
-/// landlock_create_ruleset, landlock_add_rule and landlock_restrict_self, unknown, as to a kernel without them.
-pub(crate) const WITHOUT_LANDLOCK: &str = "444-446=38";
-
-/// A program in `dir` that is the one under test on a kernel without some system calls. Takes [`packages::PYTHON`].
-pub(crate) fn without(calls: &str, dir: &Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
-    let (script, wrapper) = (dir.join("without.py"), dir.join("portcullis"));
-    fs::write(&script, include_str!("../peers/without.py")).unwrap();
-    fs::write(&wrapper, format!("#!/bin/sh\nexec python3 {script:?} {calls} {:?} \"$@\"\n", built())).unwrap();
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
-    wrapper
 }
 
 /// An htpasswd file with one line.

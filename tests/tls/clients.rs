@@ -1,10 +1,12 @@
 //! Client certificates: who comes, without a password.
 
+use std::fs;
+
 use super::{TARGET, World, authority, request, s_client};
 use crate::support::http::basic;
 use crate::support::pki::{Authority, Key};
 use crate::support::secure::Client;
-use crate::support::{cmd::Cmd, htpasswd};
+use crate::support::{Service, cmd::Cmd, free_address, htpasswd, program};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -55,6 +57,34 @@ fn a_certificate_is_a_login_under_a_name_that_no_password_can_have() {
     };
     assert_eq!((curl(CREDS).as_str(), curl("testuser:wrong").as_str()), ("200", "401"));
     assert_eq!(world.registry.seen().last().unwrap().field("x-portcullis-user"), Some("testuser"));
+}
+
+/// nginx took up the session of one server at another, which asks for certificates of other authorities.
+#[test]
+fn a_session_of_one_listener_is_none_at_another() {
+    let world = World::new("tls-crossing");
+    let (clients, _, rest) = with_users(&world);
+    let others = authority(world.dir.path(), "others");
+    let builder = clients.issue("builder", &["builder.test"]).unwrap();
+    let addrs = [(); 3].map(|()| free_address().unwrap());
+    let asks = [format!("client_ca = {:?}", clients.cert), format!("client_ca = {:?}", others.cert), String::new()];
+    let (cert, key) = (&world.identity.cert, &world.identity.key);
+    let listeners = addrs.iter().zip(&asks).map(|(addr, ask)| {
+        format!("[[listen]]\naddress = \"{addr}\"\ntls = [{{ cert = {cert:?}, key = {key:?} }}]\n{ask}\n")
+    });
+    let config = world.dir.path().join("crossing.toml");
+    fs::write(&config, listeners.collect::<String>() + &rest).unwrap();
+    let cmd = Cmd::new(program()).args(["serve", "--admin", "off", "--backend", &world.registry.url(), "--config"]);
+    let mut gate = Service::start("portcullis-serve", cmd.arg(&config), world.dir.path()).unwrap();
+    addrs.iter().for_each(|addr| gate.wait_listening(*addr).unwrap());
+
+    let client = Client::new(&world.ca, Some(&builder));
+    let get = |n: usize| client.get(addrs[n], SECRET).map(|(status, _, resumed)| (status, resumed));
+    assert_eq!((get(0).unwrap(), get(0).unwrap()), ((200, false), (200, true)));
+    assert!(get(1).is_err(), "a certificate that this listener does not know");
+    assert_eq!(get(0).unwrap().0, 200);
+    assert_eq!(get(2).unwrap(), (401, false), "nobody was asked for a certificate here");
+    assert!(!gate.log().contains("panicked"), "{}", gate.log());
 }
 
 #[test]

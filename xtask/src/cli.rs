@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build_ebpf, coverage, demo, dist, fuzz, soak, suite, vm_test};
+use crate::{bench, build_ebpf, coverage, demo, dist, fuzz, miri, soak, suite, vm_test};
 
 /// Builds, shows, tests and measures Portcullis.
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ pub enum Command {
     VmTest(vm_test::Args),
     /// Count the lines of the gate that its tests run, room by room
     Coverage(coverage::Args),
+    /// Run the core's tests under Miri, where rustup's nightly has it
+    Miri,
 }
 
 /// Runs a command.
@@ -51,5 +53,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Fuzz(args) => fuzz::run(args),
         Command::VmTest(args) => vm_test::run(args),
         Command::Coverage(args) => coverage::run(args),
+        Command::Miri => miri::run(),
     }
 }

@@ -45,6 +45,12 @@ impl Lines {
     }
 }
 
+/// Why this machine cannot, if it cannot.
+#[must_use]
+pub fn why_not() -> Option<String> {
+    tool("llvm-cov").and_then(|_| tool("llvm-profdata")).err().map(|error| format!("{error:#}"))
+}
+
 /// Builds, runs the tests and prints the table.
 ///
 /// # Errors

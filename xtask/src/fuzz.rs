@@ -67,6 +67,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// All targets.
+///
+/// # Errors
+/// When the corpora cannot be read.
+pub fn targets() -> anyhow::Result<Vec<String>> {
+    names(&workspace::root().join("proxy/fuzz"), None)
+}
+
 /// A target is a directory of the corpora.
 fn names(fuzz: &Path, wanted: Option<&str>) -> anyhow::Result<Vec<String>> {
     let corpora = fuzz.join("corpus");

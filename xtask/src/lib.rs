@@ -8,6 +8,7 @@ pub mod demo;
 pub mod dist;
 pub mod fuzz;
 pub mod lab;
+pub mod miri;
 pub mod soak;
 pub mod suite;
 pub mod vm_test;

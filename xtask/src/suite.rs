@@ -10,9 +10,10 @@ use crate::lab::cmd::{Cmd, tail, which};
 use crate::lab::packages::{self, Need};
 use crate::lab::process::{is_root, scratch};
 use crate::lab::ui::{Step, say, table};
-use crate::lab::{interrupt, skips};
+use crate::lab::{interrupt, oras, skips};
 use crate::{build_ebpf, dist, vm_test, workspace};
 
+mod full;
 mod libtest;
 mod supply_chain;
 
@@ -23,6 +24,12 @@ use libtest::Report;
 pub struct Args {
     /// Run only the tests whose name contains this, and no other check
     pub filter: Option<String>,
+    /// Run also what takes hours, another tool-chain or a download
+    #[arg(long, conflicts_with = "filter")]
+    pub full: bool,
+    /// With --full: how long all fuzz targets together, and then the soak, are to run
+    #[arg(long, value_name = "N", default_value_t = 60, requires = "full")]
+    pub minutes: u64,
 }
 
 const NEEDS: [Need; 7] = [
@@ -36,7 +43,7 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Peers whose opinion some tests want.
-const PEERS: [Need; 7] = [
+const PEERS: [Need; 11] = [
     packages::NGINX,
     packages::HAPROXY,
     packages::KEEPALIVED,
@@ -44,6 +51,10 @@ const PEERS: [Need; 7] = [
     packages::CHROMIUM,
     packages::PROMTOOL,
     packages::SYSTEMD_ANALYZE,
+    packages::GNUTLS,
+    packages::TSTCLNT,
+    packages::CERTUTIL,
+    packages::FAKETIME,
 ];
 
 /// The clients that people have. They are large; where they cannot be installed, their tests say so.
@@ -55,6 +66,12 @@ const ON_EPOLL: [&str; 6] = ["admission::", "bodies::", "data_plane::", "round_t
 
 /// Building them from nothing included, on a slow machine.
 const TESTS_LIMIT: Duration = Duration::from_secs(50 * 60);
+/// With bodies of gigabytes and load for minutes.
+const FULL_LIMIT: Duration = Duration::from_secs(150 * 60);
+/// What tests look at to be long ones.
+const LONG: &str = "PORTCULLIS_LONG";
+/// How long each fuzz target runs every time: enough to notice a parser that gives up on the first new byte.
+const FUZZ_SECONDS: u64 = 5;
 
 /// What became of one line of the table.
 #[derive(Debug)]
@@ -158,6 +175,9 @@ impl Summary {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut summary = Summary::default();
     install()?;
+    if args.full {
+        full::install();
+    }
     summary.check("eBPF object", ebpf)?;
     if args.filter.is_none() {
         summary.check("formatting", || component("fmt", "rustfmt", &["--all", "--check"]))?;
@@ -167,10 +187,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         summary.check("supply chain", supply_chain::check)?;
         summary.check("release build and packages", packages)?;
         summary.check("stock kernels in virtual machines", kernels)?;
+        if !args.full {
+            summary.check("fuzzing, for a short while", || full::fuzzed_each(FUZZ_SECONDS))?;
+        }
     }
     tests(&mut summary, args)?;
     if args.filter.is_none() {
         summary.check("the gate on epoll", on_epoll)?;
+    }
+    if args.full {
+        full::run(&mut summary, args.minutes)?;
     }
     summary.show()
 }
@@ -186,6 +212,7 @@ fn install() -> anyhow::Result<()> {
     go_on(packages::ensure(&PEERS));
     // Newer Debians keep docker's client in a package of its own.
     go_on(packages::ensure(&CLIENTS).and_then(|()| packages::ensure(&[packages::DOCKER])));
+    go_on(oras::ensure());
     interrupt::check()
 }
 
@@ -265,8 +292,11 @@ fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .env(skips::FILE_VARIABLE, &skipped_file)
         .one_pipe()
-        .limit(TESTS_LIMIT)
+        .limit(if args.full { FULL_LIMIT } else { TESTS_LIMIT })
         .log(&log);
+    if args.full {
+        cmd = cmd.env(LONG, "1");
+    }
     match &args.filter {
         Some(filter) => cmd = cmd.args(["--", filter]),
         None => cmd = cmd.env(dist::VARIABLE, dist::directory()),

@@ -352,15 +352,21 @@ impl Client<'_> {
             Next::Cut => {}
             Next::KeepAlive | Next::Close | Next::Linger => {
                 self.stream.finish_sending();
-                if how != Next::Linger && !self.stream.socket().has_unread() {
-                    return;
-                }
-                self.stream.socket().expect_within(LINGER);
-                let mut scrap = Vec::new();
-                while matches!(self.stream.read(&mut scrap, HEAD_READ).await, Ok(1..)) {
-                    scrap.clear();
+                // A TLS client may change its keys at any time, also while the end of an answer is still on its way.
+                if how == Next::Linger || self.stream.is_secure() || self.stream.socket().has_unread() {
+                    self.hear_out().await;
                 }
             }
+        }
+    }
+
+    /// Reads whatever the client still sends: a socket closed on unread bytes is reset, and what the client has not yet
+    /// received is lost to it.
+    async fn hear_out(&self) {
+        self.stream.socket().expect_within(LINGER);
+        let mut scrap = Vec::new();
+        while matches!(self.stream.read(&mut scrap, HEAD_READ).await, Ok(1..)) {
+            scrap.clear();
         }
     }
 

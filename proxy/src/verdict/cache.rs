@@ -230,6 +230,18 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_credential_outlasts_whatever_it_was_once_good_for() {
+        let cache = Cache::new(10);
+        cache.learn(key(1), &allow(), None, &TERMS, 0);
+        cache.learn_refused(key(1), &TERMS, 50);
+        for now in [50, 99, 1099] {
+            assert_eq!(cache.get(&key(1), now), Some(Answer::Unknown { challenge: None }), "{now}");
+            assert_eq!(cache.stale(&key(1), now), None, "{now}");
+        }
+        assert_eq!(cache.get(&key(1), 50 + 1100), None);
+    }
+
+    #[test]
     fn unclear_answers_are_not_kept() {
         let cache = Cache::new(10);
         cache.learn(key(1), &Answer::Unavailable { why: "down" }, None, &TERMS, 0);

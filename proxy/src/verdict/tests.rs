@@ -41,6 +41,66 @@ fn whatever_is_not_a_clear_yes_is_a_refusal() {
     assert!(matches!(decide(&Answer::Forbidden, &policy, &[]), Err(Refusal::Forbidden { .. })));
 }
 
+/// bob may pull, builders may pull and push, anybody may pull what is open.
+fn rules() -> Policy {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let rule = |who: &str, repositories: &str, actions: &str| crate::policy::RuleText {
+        who: words(who),
+        repositories: words(repositories),
+        actions: words(actions),
+    };
+    let rules =
+        [rule("anonymous", "open/**", "pull"), rule("bob @ci", "team/**", "pull"), rule("@ci", "team/**", "push")];
+    Policy::new(&rules, &[("ci".to_owned(), words("builder"))].into()).expect("rules")
+}
+
+#[test]
+fn all_accesses_have_to_be_granted_and_the_first_rule_is_named() {
+    let ask = |name: &str, actions: &[Action]| {
+        let accesses: Vec<Access> = actions.iter().map(|action| access(*action)).collect();
+        decide(&Answer::Known(user(name).into()), &rules(), &accesses)
+    };
+    let permit = ask("builder", &[Action::Pull, Action::Push]).expect("a permit");
+    assert_eq!((permit.principal(), permit.rule(), permit.fields().len()), (&user("builder"), Some(2), 0));
+    assert_eq!(ask("bob", &[Action::Pull]).expect("a permit").rule(), Some(2));
+    for (name, actions, missing) in [
+        ("bob", &[Action::Pull, Action::Push][..], "push team/app"),
+        ("bob", &[Action::Delete], "delete team/app"),
+        ("eve", &[Action::Pull], "pull team/app"),
+    ] {
+        let Err(Refusal::Forbidden { message }) = ask(name, actions) else { panic!("{name} may {actions:?}") };
+        assert!(message.contains(name) && message.contains(missing), "{message}");
+    }
+}
+
+#[test]
+fn anybody_gets_what_a_rule_gives_to_anybody() {
+    let open = Access::on(&RepositoryName::parse("open/app").expect("a name"), Action::Pull);
+    let permit = anonymous(&rules(), std::slice::from_ref(&open)).expect("a permit");
+    assert_eq!((permit.principal(), permit.rule()), (&Principal::Anonymous, Some(1)));
+    assert_eq!(anonymous(&rules(), &[open, access(Action::Pull)]), None, "all of it or nothing");
+    assert_eq!(anonymous(&rules(), &[]), None, "the root is where people log in");
+}
+
+#[test]
+fn two_targets_are_open_to_those_who_read_them() {
+    for method in ["GET", "HEAD"] {
+        for target in ["/_ping", "/v1/_ping"] {
+            assert_eq!(open(method, target).expect("a permit").principal(), &Principal::Anonymous);
+        }
+    }
+    for (method, target) in [
+        ("POST", "/_ping"),
+        ("get", "/_ping"),
+        ("GET", "/_ping/"),
+        ("GET", "/_ping?"),
+        ("GET", "/v2/_ping"),
+        ("GET", "/v2/"),
+    ] {
+        assert_eq!(open(method, target), None, "{method} {target}");
+    }
+}
+
 #[derive(Default)]
 struct Counter(AtomicUsize);
 

@@ -104,11 +104,11 @@ impl World {
         let pinned = dir.path().join("portcullis");
         wrap(&pinned, &format!("{place} '{}'", program.display()))?;
         // The same program with a filter that refuses io_uring, as a container's does.
-        let (on_epoll, filter) = (dir.path().join("on-epoll"), dir.path().join("noring.py"));
-        fs::write(&filter, include_str!("../../../tests/peers/noring.py")).context("cannot write a script")?;
+        let (on_epoll, filter) = (dir.path().join("on-epoll"), dir.path().join("refuse.py"));
+        fs::write(&filter, include_str!("../../../tests/peers/refuse.py")).context("cannot write a script")?;
         fs::create_dir(&on_epoll).context("cannot create a directory")?;
         let on_epoll = on_epoll.join("portcullis");
-        wrap(&on_epoll, &format!("{place} python3 '{}' '{}'", filter.display(), program.display()))?;
+        wrap(&on_epoll, &format!("{place} python3 '{}' ring '{}'", filter.display(), program.display()))?;
         let (registry, auth) = (free_address()?, free_address()?);
         let root = memory.path().display().to_string();
         let stub = |name: &str, text: &str, addr: SocketAddr| {

@@ -11,6 +11,7 @@ pub mod hello;
 pub mod http;
 pub mod image;
 pub mod interrupt;
+pub mod oras;
 pub mod packages;
 pub mod pki;
 pub mod podman;

@@ -42,6 +42,18 @@ pub const SETPRIV: Need = need("setpriv", "util-linux", "ends what we started wh
 pub const CC: Need = need("cc", "build-essential", "compiles and links");
 /// Peers of the tests that are scripts: a WebSocket, a service that never ends.
 pub const PYTHON: Need = need("python3", "python3", "runs the tests' peers that are scripts");
+/// TLS by GnuTLS, as wget and apt have it.
+pub const GNUTLS: Need = need("gnutls-cli", "gnutls-bin", "a client with another TLS library");
+/// TLS by NSS, as Firefox has it.
+pub const TSTCLNT: Need = need("tstclnt", "libnss3-tools", "a client with another TLS library");
+/// NSS's store of certificates.
+pub const CERTUTIL: Need = need("certutil", "libnss3-tools", "tells NSS whom to trust");
+/// TLS by Java, which many build tools push with. Too large to be installed for one test.
+pub const JAVAC: Need = need("javac", "openjdk-17-jdk-headless", "a client with another TLS library");
+/// Looks at a TLS server from outside.
+pub const TESTSSL: Need = need("testssl", "testssl.sh", "looks at the gate's TLS from outside");
+/// Turns the clock of one process.
+pub const FAKETIME: Need = need("faketime", "faketime", "turns the clock of one process");
 /// A peer of the benches.
 pub const NGINX: Need = Need { units: &["nginx.service"], ..need("nginx", "nginx-light", "the peer of the benches") };
 /// Makes load.
