@@ -112,6 +112,41 @@ fn outside_the_registrys_grammar_nothing_is_forwarded() {
     assert_eq!(get(gate.addr(), "/v1/_ping", None).unwrap().status, 200);
 }
 
+/// Registries keep a manifest in memory (distribution CVE-2017-11468).
+#[test]
+fn a_manifest_has_a_size_that_it_may_have() {
+    let registry = Stub::start(|_| Reply::text(201, "")).unwrap();
+    let gate = gate(&registry.url(), "registry");
+    let before = registry.seen().len();
+    let put = |framing: &str, body: &[u8]| {
+        let target = "/v2/a/manifests/latest";
+        let head = format!("PUT {target} HTTP/1.1\r\nHost: a\r\n{}{framing}\r\n\r\n", auth());
+        Connection::open(gate.addr()).unwrap().exchange([head.as_bytes(), body].concat()).unwrap()
+    };
+    let most = 4 << 20;
+    assert_eq!(put(&format!("Content-Length: {most}"), &vec![b' '; most]).status, 201);
+    let chunked =
+        |length: usize| [format!("{length:x}\r\n").as_bytes(), &vec![b' '; length], b"\r\n0\r\n\r\n"].concat();
+    assert_eq!(put("Transfer-Encoding: chunked", &chunked(most)).status, 201);
+    let taken = registry.seen().len();
+    assert_eq!(taken - before, 2);
+    for (framing, body) in [
+        (format!("Content-Length: {}", most + 1), Vec::new()),
+        ("Transfer-Encoding: chunked".to_owned(), chunked(most + 1)),
+    ] {
+        let answer = put(&framing, &body);
+        assert_eq!(answer.status, 413, "{framing}");
+        assert!(answer.text().contains("MANIFEST_INVALID"), "{}", answer.text());
+    }
+    // What does not end is no request to the registry.
+    assert_eq!(registry.seen().len(), taken);
+    let blob = format!("PUT /v2/a/blobs/uploads/1?digest=sha256:{} HTTP/1.1\r\nHost: a\r\n{}", "a".repeat(64), auth());
+    let blob = format!("{blob}Content-Length: {}\r\n\r\n", most + 1);
+    let body = vec![0; most + 1];
+    let answer = Connection::open(gate.addr()).unwrap().exchange([blob.as_bytes(), &body].concat()).unwrap();
+    assert_eq!(answer.status, 201, "a blob has no such limit");
+}
+
 #[test]
 fn requests_sent_ahead_are_answered_in_order() {
     let echo = Stub::start(|request| Reply::text(200, request.target.clone())).unwrap();

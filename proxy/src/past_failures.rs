@@ -46,4 +46,5 @@
 //! | hyper CVE-2021-32715 and Node CVE-2018-7159: a sign or a space in a length was read over | a length is digits alone | `framing::only_one_plain_decimal_is_a_length` |
 //! | Node CVE-2022-32215 and CVE-2024-27982, Gunicorn CVE-2024-1135: folded or indented fields, and codings that were not understood, hid a body's framing | each is refused | `head::every_ambiguity_is_a_400`, `head::other_refusals_have_their_own_status` |
 //! | distribution CVE-2023-2253: `n` of the catalog set aside memory for as many names | at most six digits reach the registry | `query::refuses` |
+//! | distribution CVE-2017-11468: a manifest of any size was read into memory | a manifest has `manifest_bytes` at the most, told or in chunks | `data_plane::a_manifest_has_a_size_that_it_may_have` |
 //! | Slowloris: heads that never end hold every connection | a head has a deadline and a size | `data_plane::a_slow_head_is_given_up` |

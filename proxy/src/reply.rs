@@ -22,6 +22,8 @@ pub enum Failure {
     Unknown(Unknown),
     /// An upload route with a form's content type, which the registry would read parameters from.
     FormUpload,
+    /// A manifest above this many bytes.
+    LargeManifest(usize),
     /// The verdict.
     Refused(Refusal),
     /// Credentials, or the wish for them, on a connection that anybody on the way can read.
@@ -60,6 +62,7 @@ impl Failure {
             Failure::Reject(reject) => reject.status(),
             Failure::Unknown(unknown) => unknown.status(),
             Failure::FormUpload => 415,
+            Failure::LargeManifest(_) => 413,
             Failure::Refused(Refusal::Unauthenticated { .. }) => 401,
             Failure::Refused(Refusal::Forbidden { .. }) | Failure::Plaintext => 403,
             Failure::Refused(Refusal::Throttled { .. }) => 429,
@@ -75,6 +78,7 @@ impl Failure {
     fn code(&self) -> Code {
         match self {
             Failure::Unknown(unknown) => unknown.code(),
+            Failure::LargeManifest(_) => Code::ManifestInvalid,
             Failure::Refused(Refusal::Unauthenticated { .. }) => Code::Unauthorized,
             Failure::Refused(Refusal::Forbidden { .. }) | Failure::Plaintext => Code::Denied,
             Failure::Refused(Refusal::Throttled { .. }) => Code::TooManyRequests,
@@ -94,6 +98,9 @@ impl Failure {
             Failure::Unknown(unknown) => Cow::Borrowed(unknown.message()),
             Failure::Refused(Refusal::Forbidden { message }) => Cow::Borrowed(message),
             Failure::FormUpload => Cow::Borrowed("an upload is not a form: send application/octet-stream"),
+            Failure::LargeManifest(most) => {
+                Cow::Owned(format!("a manifest may have {most} bytes here: ask the gate's administrator for more"))
+            }
             Failure::Refused(Refusal::Unauthenticated { .. }) => {
                 Cow::Borrowed("a user name and password that this gate knows are needed: log in first")
             }
@@ -167,6 +174,7 @@ fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
@@ -226,6 +234,7 @@ mod tests {
         for failure in [
             Failure::Reject(Reject::TargetTooLong),
             Failure::FormUpload,
+            Failure::LargeManifest(4 << 20),
             Failure::Plaintext,
             Failure::HeadTimeout,
             Failure::NoSite,

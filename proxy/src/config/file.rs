@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use toml::Spanned;
 
 use super::units::{Period, Size, Words};
@@ -105,6 +104,7 @@ pub(super) struct Limits {
     pub(super) head_bytes: Maybe<Size>,
     pub(super) fields: Maybe<usize>,
     pub(super) target_bytes: Maybe<Size>,
+    pub(super) manifest_bytes: Maybe<Size>,
     pub(super) head_timeout: Maybe<Period>,
     pub(super) idle_timeout: Maybe<Period>,
     pub(super) tls_timeout: Maybe<Period>,
@@ -128,7 +128,6 @@ pub(super) struct Limits {
     pub(super) tunnel_timeout: Maybe<Period>,
     pub(super) hash_threads: Maybe<usize>,
     pub(super) hash_queue: Maybe<usize>,
-    pub(super) manifest_bytes: Maybe<IgnoredAny>,
 }
 
 /// `[blobs]`

@@ -186,6 +186,8 @@ pub struct Limits {
     pub fields: usize,
     /// Bytes of a request target. Default 8 KiB.
     pub target_bytes: usize,
+    /// Bytes of a manifest that is pushed; registries keep it in memory. Default 4 MiB, as distribution's own.
+    pub manifest_bytes: usize,
     /// From the first byte of a head to its last. Default 10 s.
     pub head_timeout: Duration,
     /// A kept-alive connection without a request. Default 60 s.
@@ -316,6 +318,7 @@ impl Default for Limits {
             head_bytes: 16 << 10,
             fields: 100,
             target_bytes: 8 << 10,
+            manifest_bytes: 4 << 20,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             tls_timeout: Duration::from_secs(10),

@@ -210,6 +210,11 @@ impl Client<'_> {
             Err((failure, oci)) => return self.refuse(&failure, oci, head, Body::Unread, read, record).await,
         };
         record.endpoint = Some(plan.endpoint);
+        let most = self.worker.shared.config.limits.manifest_bytes;
+        if plan.is_manifest_upload && matches!(head.framing, Framing::Length(length) if length > most as u64) {
+            let large = Failure::LargeManifest(most);
+            return self.refuse(&large, plan.oci, head, Body::Unread, read, record).await;
+        }
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),

@@ -38,6 +38,8 @@ struct Exchange<'e> {
     oci: bool,
     /// A large response body is to be expected.
     is_blob: bool,
+    /// Bytes that the request's body may have.
+    most: u64,
     /// When there was a permit.
     began: Instant,
     /// The request head for the upstream.
@@ -89,7 +91,9 @@ pub async fn run(
     let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
     let switched = Cell::default();
     let (oci, is_blob, began) = (plan.oci, plan.is_blob, Instant::now());
-    let exchange = Exchange { client, head, from, public_url, oci, is_blob, began, wire, switched };
+    let most =
+        if plan.is_manifest_upload { client.worker.shared.config.limits.manifest_bytes as u64 } else { u64::MAX };
+    let exchange = Exchange { client, head, from, public_url, oci, is_blob, most, began, wire, switched };
     let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
@@ -236,6 +240,7 @@ impl Exchange<'_> {
             to: upstream,
             framing: self.head.framing,
             rechunk: self.head.framing == Framing::Chunked,
+            most: self.most,
             moved: received,
         };
         let mut sending = pin!(self.client.worker.mover.relay(&body, read, self.wire.clone()));
@@ -243,7 +248,7 @@ impl Exchange<'_> {
             let mut head = pin!(response_head(upstream, answer));
             match select(sending.as_mut(), head.as_mut()).await {
                 Either::Right((len, _)) => len,
-                Either::Left((Err(broken @ (Broken::Source(_) | Broken::Chunks(_))), _)) => {
+                Either::Left((Err(broken @ (Broken::Source(_) | Broken::Chunks(_) | Broken::TooLarge(_))), _)) => {
                     return Err(self.client_broke(&broken));
                 }
                 Either::Left((result, _)) => {
@@ -261,7 +266,7 @@ impl Exchange<'_> {
             // When the response is out, the rest of the request has no one to go to.
             Either::Left((done, _)) => done,
             // The upstream may wait for the rest before it ends its response: nobody would ever end this.
-            Either::Right((Err(broken @ (Broken::Source(_) | Broken::Chunks(_))), _)) => {
+            Either::Right((Err(broken @ (Broken::Source(_) | Broken::Chunks(_) | Broken::TooLarge(_))), _)) => {
                 return Err(Failed::Client(broken.to_string()));
             }
             Either::Right((_, responding)) => responding.await,
@@ -270,6 +275,10 @@ impl Exchange<'_> {
     }
 
     fn client_broke(&self, broken: &Broken) -> Failed {
+        if let Broken::TooLarge(most) = broken {
+            let failure = Failure::LargeManifest(usize::try_from(*most).unwrap_or(usize::MAX));
+            return Failed::Final(Cause { failure, why: broken.to_string() });
+        }
         if matches!(broken, Broken::Chunks(_)) {
             let failure = Failure::Reject(Reject::Malformed("the request body's chunked coding is malformed"));
             return Failed::Final(Cause { failure, why: broken.to_string() });
@@ -365,6 +374,7 @@ impl Exchange<'_> {
             to: &self.client.stream,
             framing: response.framing,
             rechunk: plan.framing == Framing::Chunked,
+            most: u64::MAX,
             moved: &sent,
         };
         let result = self.client.worker.mover.relay(&body, read, out).await;

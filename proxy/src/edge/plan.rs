@@ -27,6 +27,8 @@ pub struct Plan {
     pub endpoint: &'static str,
     /// The content of a blob.
     pub is_blob: bool,
+    /// A manifest on its way to the registry, which will keep it in memory.
+    pub is_manifest_upload: bool,
     /// Answer in the registry's own language.
     pub oci: bool,
 }
@@ -43,7 +45,19 @@ impl Plan {
             let (target, accesses) = (head.target.to_owned(), Vec::new());
             let (is_base, is_blob) = (false, false);
             let (endpoint, target_without_mount, oci) = ("http", None, false);
-            return Ok(Self { site, kind, target, target_without_mount, accesses, is_base, endpoint, is_blob, oci });
+            let is_manifest_upload = false;
+            return Ok(Self {
+                site,
+                kind,
+                target,
+                target_without_mount,
+                accesses,
+                is_base,
+                endpoint,
+                is_blob,
+                is_manifest_upload,
+                oci,
+            });
         }
         if head.upgrade {
             let reject = Reject::Malformed("Connection names a field other than close, keep-alive or TE");
@@ -62,6 +76,7 @@ impl Plan {
             endpoint: classified.endpoint.as_str(),
             is_base: classified.endpoint == Endpoint::Base,
             is_blob: head.method == "GET" && matches!(classified.endpoint, Endpoint::Blob { .. }),
+            is_manifest_upload: head.method == "PUT" && matches!(classified.endpoint, Endpoint::Manifest { .. }),
             target: classified.target,
             accesses: classified.access,
             oci: true,

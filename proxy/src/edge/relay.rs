@@ -33,6 +33,9 @@ pub enum Broken {
     /// The sender's chunked coding is malformed.
     #[error("reading the body: {0}")]
     Chunks(#[from] chunked::ChunkError),
+    /// The body turned out to be larger than it may be.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(u64),
 }
 
 fn short() -> Broken {
@@ -77,6 +80,8 @@ pub struct Body<'c> {
     pub framing: Framing,
     /// Whether the receiver gets it in chunks.
     pub rechunk: bool,
+    /// How much of it may be there; where its length is told, that was looked at before.
+    pub most: u64,
     /// What has moved so far.
     pub moved: &'c Moved,
 }
@@ -364,6 +369,9 @@ impl Body<'_> {
             } else {
                 out.extend_from_slice(step.data);
             }
+        }
+        if self.moved.total() + moved as u64 > self.most {
+            return Err(Broken::TooLarge(self.most));
         }
         if decoder.is_done() && self.rechunk {
             out.extend_from_slice(chunked::LAST_CHUNK);

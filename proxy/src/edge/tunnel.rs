@@ -66,7 +66,7 @@ async fn one_way(
     early: &mut Vec<u8>,
     moved: &Moved,
 ) -> Result<(), Broken> {
-    let body = Body { from, to, framing: Framing::UntilClose, rechunk: false, moved };
+    let body = Body { from, to, framing: Framing::UntilClose, rechunk: false, most: u64::MAX, moved };
     to.write_all(head).await.map_err(Broken::Sink)?;
     to.write_all(early).await.map_err(Broken::Sink)?;
     moved.copied.set(early.len() as u64);

@@ -34,10 +34,6 @@ impl Resolver<'_> {
 
     pub(super) fn limits(&mut self, file: &file::Limits) -> Limits {
         let default = Limits::default();
-        if let Some(bytes) = &file.manifest_bytes {
-            let place = self.place(bytes, "limits.manifest_bytes");
-            self.fail(Fault::not_built("this key", "remove it"), &place);
-        }
         let mut time =
             |key: &str, value: &Maybe<Period>, default: Duration| self.period(key, value, default, MILLISECOND..=DAY);
         let head_timeout = time("limits.head_timeout", &file.head_timeout, default.head_timeout);
@@ -67,6 +63,12 @@ impl Resolver<'_> {
             head_bytes,
             fields: self.count("limits.fields", &file.fields, default.fields, 8..=1_000),
             target_bytes: self.bytes("limits.target_bytes", &file.target_bytes, target_default, 256..=head_bytes),
+            manifest_bytes: self.bytes(
+                "limits.manifest_bytes",
+                &file.manifest_bytes,
+                default.manifest_bytes,
+                KIB..=1024 * MIB,
+            ),
             head_timeout,
             idle_timeout,
             tls_timeout,
