@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::lab::cmd::{Cmd, which};
+use crate::lab::image;
 use crate::lab::packages::{self, Need};
-use crate::lab::process::scratch;
+use crate::lab::process::{self, scratch};
 use crate::lab::ui::{Step, say, table};
 use crate::{dist, workspace};
 
@@ -20,9 +21,21 @@ mod verdicts;
 
 use verdicts::Verdicts;
 
-const NEEDS: [Need; 5] = [packages::QEMU, packages::BUSYBOX, packages::DPKG_DEB, packages::CURL, packages::IP];
+const NEEDS: [Need; 9] = [
+    packages::QEMU,
+    packages::BUSYBOX,
+    packages::DPKG_DEB,
+    packages::IP,
+    packages::CURL,
+    packages::OPENSSL,
+    packages::GNUTLS,
+    packages::SKOPEO,
+    packages::REGISTRY,
+];
 /// Programs of this machine that the virtual ones have, with the libraries that they name.
-const PROGRAMS: [&str; 4] = ["bash", "curl", "ip", "openssl"];
+const PROGRAMS: [&str; 7] = ["bash", "curl", "docker-registry", "gnutls-cli", "ip", "openssl", "skopeo"];
+/// The layers of the image that is pushed and pulled there, in bytes.
+const LAYERS: [u64; 2] = [3 << 20, 1 << 20];
 /// An emulated processor takes two minutes, and on a busy machine thrice that.
 const LIMIT: Duration = Duration::from_secs(480);
 const GUEST: &str = include_str!("vm_test/guest.sh");
@@ -93,7 +106,9 @@ fn on_kernel(version: &str, program: &Path) -> anyhow::Result<Verdicts> {
     let room = scratch("vm")?;
     let kernel = kernel::unpack(version, room.path())?;
     let initrd = room.path().join("initrd");
-    fs::write(&initrd, initramfs(&kernel, program)?).context("cannot write the initramfs")?;
+    let layout = room.path().join("image");
+    image::write(&layout, &LAYERS, process::random())?;
+    fs::write(&initrd, initramfs(&kernel, program, &layout)?).context("cannot write the initramfs")?;
     let log = workspace::log(&format!("vm-test-{version}"))?;
     let mut step = Step::begin(format!("Linux {version}"));
     let mut verdicts = Verdicts::default();
@@ -118,7 +133,7 @@ fn qemu(image: &Path, initrd: &Path) -> Cmd {
     cmd.arg("-kernel").arg(image).arg("-initrd").arg(initrd).args(["-append", line])
 }
 
-fn initramfs(kernel: &kernel::Kernel, program: &Path) -> anyhow::Result<Vec<u8>> {
+fn initramfs(kernel: &kernel::Kernel, program: &Path, layout: &Path) -> anyhow::Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut archive = cpio::Archive::default();
     for dir in ["bin", "dev", "modules"] {
@@ -148,6 +163,7 @@ fn initramfs(kernel: &kernel::Kernel, program: &Path) -> anyhow::Result<Vec<u8>>
         let name = module.file_name().context("a module without a name")?.to_string_lossy();
         archive.program(&format!("modules/{name}"), &read(module)?);
     }
+    archive.tree("image", layout)?;
     archive.program("init", GUEST.as_bytes());
     archive.program("ktls.sh", GUEST_KTLS.as_bytes());
     Ok(archive.finish())

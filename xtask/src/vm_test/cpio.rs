@@ -1,5 +1,10 @@
 //! Archives in the form that the kernel unpacks as its first root ("newc").
 
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
@@ -22,6 +27,22 @@ impl Archive {
 
     pub(super) fn link(&mut self, name: &str, to: &str) {
         self.entry(name, LINK, to.as_bytes());
+    }
+
+    /// A directory of this machine with all that is in it.
+    pub(super) fn tree(&mut self, name: &str, from: &Path) -> anyhow::Result<()> {
+        self.directory(name);
+        for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+            let path = entry?.path();
+            let file = path.file_name().context("a file without a name")?.to_string_lossy();
+            let name = format!("{name}/{file}");
+            if path.is_dir() {
+                self.tree(&name, &path)?;
+            } else {
+                self.program(&name, &fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn finish(mut self) -> Vec<u8> {

@@ -7,7 +7,7 @@ certificates() {
     printf '[req]\ndistinguished_name = name\n[name]\n' >/tmp/openssl.cnf
     export OPENSSL_CONF=/tmp/openssl.cnf
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=ec.test \
-        -addext subjectAltName=DNS:ec.test,DNS:put.test -keyout /tmp/ec.key -out /tmp/ec.pem &&
+        -addext subjectAltName=DNS:ec.test,DNS:put.test,DNS:reg.test -keyout /tmp/ec.key -out /tmp/ec.pem &&
         openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=rsa.test -addext subjectAltName=DNS:rsa.test \
             -keyout /tmp/rsa.key -out /tmp/rsa.pem && cat /tmp/ec.pem /tmp/rsa.pem >/tmp/both.pem
 }
@@ -26,6 +26,27 @@ upstream_files() {
     chmod 755 /www/cgi-bin/put /www/cgi-bin/cut
 }
 
+# The real registry, and what skopeo wants to know.
+registry() {
+    mkdir -p /tmp/store /tmp/trust /etc/containers
+    cp /tmp/ec.pem /tmp/trust/ca.crt
+    echo '{"default":[{"type":"insecureAcceptAnything"}]}' >/etc/containers/policy.json
+    echo "127.0.0.1 reg.test ec.test" >/etc/hosts
+    cat >/tmp/registry.yml <<YML
+version: 0.1
+log: { level: error, accesslog: { disabled: true } }
+storage: { filesystem: { rootdirectory: /tmp/store } }
+http: { addr: "127.0.0.1:5003", secret: x }
+YML
+    docker-registry serve /tmp/registry.yml >/tmp/registry.log 2>&1 &
+    for _ in $(seq 60); do
+        curl -s -o /dev/null http://127.0.0.1:5003/v2/ && return
+        sleep 1
+    done
+    cat /tmp/registry.log
+    return 1
+}
+
 tls_gate() { # KTLS
     cat >/tmp/tls.toml <<TOML
 user = "nobody"
@@ -39,6 +60,9 @@ tls = [{ cert = "/tmp/ec.pem", key = "/tmp/ec.key" }, { cert = "/tmp/rsa.pem", k
 hosts = ["put.test"]
 kind = "http"
 upstreams = ["http://127.0.0.1:5000"]
+[[site]]
+hosts = ["reg.test"]
+upstreams = ["http://127.0.0.1:5003"]
 [[site]]
 upstreams = ["http://127.0.0.1:5000"]
 [auth]
@@ -91,6 +115,30 @@ several_on_one_connection() {
         -o /tmp/got1 -o /tmp/got2 -o /tmp/got3 >/tmp/connects || return 1
     cat /tmp/connects
     [ "$(cat /tmp/connects)" = '1 0 0 ' ] && cmp /tmp/got1 /tmp/blob && cmp /tmp/got2 /tmp/blob && cmp /tmp/got3 /tmp/blob
+}
+
+# Go's TLS: what docker, podman and skopeo have in common. Layers go up and come down as they are.
+skopeo_pushes_and_pulls() {
+    local image=docker://reg.test:$PORT/team/app:1 args=(--preserve-digests)
+    timeout 100 skopeo copy "${args[@]}" --dest-cert-dir /tmp/trust --dest-creds $USER oci:/image:latest $image &&
+        timeout 100 skopeo copy "${args[@]}" --src-cert-dir /tmp/trust --src-creds $USER $image oci:/tmp/pulled:latest ||
+        return 1
+    local blob count=0
+    for blob in /image/blobs/sha256/*; do
+        cmp "$blob" "/tmp/pulled/blobs/sha256/${blob##*/}" || return 1
+        count=$((count + 1))
+    done
+    echo "$count blobs are the same"
+    [ $count = 4 ]
+}
+gnutls() { # PRIORITY
+    (
+        request /lines 'Range: bytes=0-139999'$'\r\n''Connection: close'$'\r\n'
+        sleep 4
+    ) | timeout 40 gnutls-cli --x509cafile /tmp/both.pem --sni-hostname ec.test --verify-hostname ec.test --priority "$1" \
+        -p $PORT 127.0.0.1 >/tmp/hand 2>&1
+    tail -n 3 /tmp/hand
+    [ "$(grep -c '^LINE' /tmp/hand)" -ge 9999 ]
 }
 
 # Speaks HTTP by hand: LINES of input with a rest after each, and the whole conversation on standard output.
@@ -210,6 +258,7 @@ the_log_says_so() { grep -m 1 '"relay":"ktls"' /run/tls/access.log; }
 ktls_checks() {
     upstream_files
     check 'ktls: certificates' certificates
+    check 'ktls: the registry starts' registry
     check 'ktls: in this process it works as well' in_this_process_it_works_as_well
     check 'ktls: the gate insists on the kernel' tls_gate require
     check 'ktls: and says so' sealed_by 'the kernel'
@@ -227,6 +276,9 @@ ktls_checks() {
     done
     check 'ktls: several on one connection' several_on_one_connection
     check 'ktls: a slow reader gets all' download ec.test --limit-rate 4M
+    check 'ktls: skopeo pushes and pulls' skopeo_pushes_and_pulls
+    check 'ktls: GnuTLS 1.3' gnutls NORMAL:-VERS-ALL:+VERS-TLS1.3
+    check 'ktls: GnuTLS 1.2' gnutls NORMAL:-VERS-ALL:+VERS-TLS1.2
     check 'ktls: nonces of TLS 1.2 differ' nonces_differ
     check 'ktls: keys that the client changes' key_update k
     check 'ktls: keys that both change' key_update K
