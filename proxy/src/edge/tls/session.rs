@@ -50,6 +50,8 @@ struct Inner {
     unread: Vec<u8>,
     /// Records on their way, whoever made them: the reader answers the protocol itself while the writer writes.
     out: Outbox,
+    /// The protocol was broken: rustls is not to be asked again, since what it remembers of `unread` is not true any more.
+    failed: bool,
 }
 
 enum Side {
@@ -112,7 +114,7 @@ impl Session {
     }
 
     async fn handshake(side: Side, socket: &Watched, early: &mut Vec<u8>) -> io::Result<Self> {
-        let inner = Inner { side, unread: Vec::new(), out: Outbox::default() };
+        let inner = Inner { side, unread: Vec::new(), out: Outbox::default(), failed: false };
         let session = Self { inner: RefCell::new(Box::new(inner)), closed: Cell::new(false) };
         // A client speaks before it has read anything.
         session.digest(&mut [], early)?;
@@ -183,6 +185,9 @@ impl Session {
     /// Takes every step that the bytes in `input` allow: plaintext goes to `plain`, answers of the protocol to `out`.
     fn digest(&self, input: &mut [u8], plain: &mut Vec<u8>) -> io::Result<()> {
         let inner = &mut **self.inner.borrow_mut();
+        if inner.failed {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut at = 0;
         loop {
             let (taken, step) = inner.side.step(&mut input[at..], &mut Task::Read(plain), &mut inner.out);
@@ -196,8 +201,15 @@ impl Session {
                     break;
                 }
                 Err(error) => {
-                    // One more step makes the alert that tells the other side why.
-                    let _ = inner.side.step(&mut [], &mut Task::Read(plain), &mut inner.out);
+                    // What is left to be sent ends with the alert that tells the other side why. Beyond that rustls must not
+                    // be asked again: it takes a second error for a mistake of ours.
+                    while inner.side.state().wants_write() {
+                        let (_, step) = inner.side.step(&mut input[at..], &mut Task::Read(plain), &mut inner.out);
+                        if step.is_err() {
+                            break;
+                        }
+                    }
+                    inner.failed = true;
                     return Err(error);
                 }
             }
@@ -222,6 +234,9 @@ impl Session {
     /// Puts records behind those that are on their way.
     fn make(&self, task: &mut Task<'_>) -> io::Result<()> {
         let inner = &mut **self.inner.borrow_mut();
+        if inner.failed {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         loop {
             // All that is whole was digested when it was read: these bytes are only looked at.
             let (_, step) = inner.side.step(&mut inner.unread, task, &mut inner.out);
