@@ -277,3 +277,38 @@ fn endless(addr: SocketAddr) {
     let taken = stream.write_all(&beginning).and_then(|()| (0..1024).try_for_each(|_| stream.write_all(&more)));
     assert!(taken.is_err(), "it listens to 16 MiB of a hello");
 }
+
+/// After the handshake, too, what is no record of this session ends it and nothing else; also in the middle of a request, and
+/// in the middle of a message of the handshake that goes on and on.
+#[test]
+fn garbage_on_a_finished_session_ends_it_alone() {
+    let world = World::new("tls-after");
+    let mut gate = both(&world);
+    let record = |kind: u8, body: &[u8]| [&[kind, 3, 3][..], &(body.len() as u16).to_be_bytes(), body].concat();
+    let broken = [
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        record(23, &[0x55; 100]),
+        record(22, &[0x55; 100]),
+        record(21, &[2, 40]),
+        record(20, &[1]),
+        record(24, &[1, 0x40, 0]),
+        record(23, &[0; 17_000]),
+        [record(23, &[1; 300]), record(23, &[2; 300])].concat(),
+        record(23, &[0x55; 100])[..50].to_vec(),
+    ];
+    for bytes in &broken {
+        for begun in
+            ["", "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX-Be", "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+        {
+            let mut stream = Client::new(&world.ca, None).connect(gate.addr()).unwrap();
+            stream.write_all(begun.as_bytes()).unwrap();
+            stream.flush().unwrap();
+            let _ = stream.sock.write_all(bytes);
+            let _ = stream.sock.shutdown(Shutdown::Write);
+            let mut got = Vec::new();
+            let _ = stream.sock.read_to_end(&mut got);
+        }
+    }
+    wait_for("nobody is left", || world.metric("portcullis_connections") == 0);
+    still_well(&world, &mut gate);
+}
