@@ -1,7 +1,7 @@
 //! Requests that the gate does not let pass, with what the registry alone would have made of them, and why.
 
 use super::Ask;
-use super::writing::{config, digest, encoded};
+use super::writing::{OCI, config, digest, encoded};
 
 /// The registry whose statuses these are.
 pub(super) const VERSION: &str = " 2.8.2";
@@ -17,6 +17,10 @@ const SIZE: &str = "over the gate's limits";
 pub(super) fn all() -> Vec<(Ask, u16, u16, &'static str)> {
     let get = |target: &str| Ask::new("GET", target);
     let post = |query: &str| Ask::new("POST", format!("/v2/a/blobs/uploads/{query}"));
+    let put = |manifest: &[u8]| {
+        let ask = Ask::new("PUT", "/v2/a/manifests/long").with(&format!("Content-Type: {OCI}"));
+        ask.body(manifest)
+    };
     let blob = digest(&config());
     let form = "Content-Type: application/x-www-form-urlencoded";
     vec![
@@ -75,5 +79,6 @@ pub(super) fn all() -> Vec<(Ask, u16, u16, &'static str)> {
         (get(&format!("/v2/{}", "a".repeat(9_000))), 404, 414, SIZE),
         (get("/v2/").with(&format!("X-Long: {}", "a".repeat(20_000))), 200, 431, SIZE),
         (get("/v2/").with("X: y\n".repeat(150).trim()), 200, 431, SIZE),
+        (put(&[b' '; 5 << 20]), 400, 413, SIZE),
     ]
 }

@@ -254,7 +254,6 @@ pub(super) fn errors() -> Vec<Ask> {
         put(OCI, &format!("sha512:{}", "a".repeat(128)), &good),
         put(SCHEMA2, "bad", &good),
         Ask::new("PUT", "/v2/wrong/manifests/bad").body(good.clone()),
-        put(OCI, "bad", &vec![b' '; 5 << 20]),
         Ask::new("PUT", "/v2/curl/manifests/chunks").with(&format!("Content-Type: {OCI}")).chunked(good, 100),
     ]
 }

@@ -12,11 +12,12 @@ use crate::support::packages::TESTSSL;
 use crate::support::pki::Key;
 
 /// What it has to remark and is meant to be so.
-const REMARKS: [(&str, &str); 5] = [
+const REMARKS: [(&str, &str); 6] = [
     ("engine_problem", "of the machine that it runs on"),
     ("cipher_order", "each of the nine suites is good, and the client knows which its processor is fast at"),
     ("cert_revocation", "of the test's own authority"),
     ("DNS_CAArecord", "of the test's own domain"),
+    ("sessionresumption_ticket", "it hangs up before a ticket of TLS 1.3 is sure to have come; `tls.rs` tries them"),
     ("HSTS", "for browsers, which a registry does not serve"),
 ];
 
