@@ -88,6 +88,6 @@ mod tests {
         archive.link("bin/sh", "odd");
         let cmd = Cmd::new("busybox").args(["cpio", "-i"]).dir(dir.path());
         cmd.input(archive.finish()).run().unwrap();
-        assert_eq!(std::fs::read(dir.path().join("bin/sh")).unwrap(), b"12345");
+        assert_eq!(fs::read(dir.path().join("bin/sh")).unwrap(), b"12345");
     }
 }
