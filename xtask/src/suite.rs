@@ -266,7 +266,7 @@ fn kernels() -> anyhow::Result<Outcome> {
     if let Some(reason) = vm_test::why_not() {
         return Ok(Outcome::Skipped(reason));
     }
-    vm_test::run(&vm_test::Args { kernel: vm_test::kernels(), program: None })?;
+    vm_test::run(&vm_test::Args { kernel: vm_test::kernels(), ..Default::default() })?;
     Ok(Outcome::Passed)
 }
 

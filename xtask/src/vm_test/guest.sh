@@ -20,7 +20,7 @@ check() { # NAME COMMAND…
 
 boot() {
     /bin/busybox mkdir -p /proc /sys /dev /tmp /etc /run /www
-    for applet in awk chmod cmp cp cut dd cat grep head httpd insmod kill ls mkdir mount poweroff rm sed seq \
+    for applet in awk chmod cmp cp cut dd cat grep head httpd insmod kill ls mkdir mkfifo mount poweroff rm sed seq \
         sha256sum sleep sort tail timeout uniq wc; do
         /bin/busybox ln -s busybox "/bin/$applet"
     done

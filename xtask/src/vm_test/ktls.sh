@@ -23,7 +23,9 @@ upstream_files() {
     echo small >/www/small
     printf '#!/bin/sh\nprintf "Content-Type: text/plain\\r\\n\\r\\n"\nhead -c "$CONTENT_LENGTH" | sha256sum\n' >/www/cgi-bin/put
     printf '#!/bin/sh\nprintf "Content-Length: 9000000\\r\\n\\r\\n"\nhead -c 500000 /dev/zero\n' >/www/cgi-bin/cut
-    chmod 755 /www/cgi-bin/put /www/cgi-bin/cut
+    printf '#!/bin/sh\nprintf "Content-Length: %d\\r\\n\\r\\n"\nn=0\nwhile [ $n -lt 640 ]; do cat /tmp/blob; n=$((n + 1)); done\n' \
+        $((640 * BLOB_BYTES)) >/www/cgi-bin/many
+    chmod 755 /www/cgi-bin/put /www/cgi-bin/cut /www/cgi-bin/many
 }
 
 # The real registry, and what skopeo wants to know.
@@ -255,6 +257,21 @@ in_this_process_it_works_as_well() {
 }
 the_log_says_so() { grep -m 1 '"relay":"ktls"' /run/tls/access.log; }
 
+# The same blob again and again.
+pattern() { for _ in $(seq "$1"); do cat /tmp/blob; done; }
+gigabytes_down() {
+    mkfifo /tmp/expected && { pattern 640 >/tmp/expected & } &&
+        tls_curl -m 1500 -H 'Host: put.test' "$GATE_URL/cgi-bin/many" | cmp - /tmp/expected
+}
+# A little below 2 GiB, which is as much as this upstream takes.
+gigabytes_up() {
+    local said
+    said=$(pattern 500 | tls_curl -m 1500 -H 'Host: put.test' -H 'Content-Type: application/octet-stream' -X POST -T - \
+        -H 'Transfer-Encoding:' -H "Content-Length: $((500 * BLOB_BYTES))" "$GATE_URL/cgi-bin/put")
+    echo "$said"
+    [ "${said%% *}" = "$(pattern 500 | sha256sum | cut -d' ' -f1)" ]
+}
+
 ktls_checks() {
     upstream_files
     check 'ktls: certificates' certificates
@@ -288,6 +305,10 @@ ktls_checks() {
     check 'ktls: an end is announced' an_end_is_announced
     check 'ktls: a cut upstream is a cut' a_cut_upstream_is_a_cut
     check 'ktls: cut clients leave nothing' cut_clients_leave_nothing
+    if [ "$LONG" = 1 ]; then
+        check 'ktls: 2.5 GiB down' gigabytes_down
+        check 'ktls: 2 GB up' gigabytes_up
+    fi
     check 'ktls: everyone was in the kernel' everyone_was_in_the_kernel
     check 'ktls: the access log says so' the_log_says_so
     check 'ktls: the gate ends with 0' gate_ends
