@@ -96,6 +96,12 @@ impl Candidate {
         self
     }
 
+    /// The same, unless it has been told where to stand.
+    pub(super) fn or_before(mut self, backend: SocketAddr) -> Self {
+        self.backend = self.backend.or(Some(backend));
+        self
+    }
+
     /// Starts it without a look at what it does.
     pub(super) fn start(&self, world: &World) -> anyhow::Result<Peer> {
         let home = world.dir.path().join(format!("peer-{:x}", random()));

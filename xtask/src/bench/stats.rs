@@ -51,25 +51,42 @@ pub(super) struct Goal {
     limit: f64,
     got: f64,
     at_least: bool,
+    floor: Option<Floor>,
+}
+
+/// The best that anybody could do here.
+#[derive(Debug, Clone)]
+struct Floor {
+    value: f64,
+    whose: String,
 }
 
 impl Goal {
     /// `got` may be `limit` at the most.
     pub(super) fn at_most(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: false }
+        Self { what: what.into(), limit, got, at_least: false, floor: None }
     }
 
     /// `got` has to be `limit` at least.
     pub(super) fn at_least(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: true }
+        Self { what: what.into(), limit, got, at_least: true, floor: None }
     }
 
-    fn verdict(&self) -> &'static str {
-        match (self.got.is_finite(), self.at_least) {
-            (false, _) => "not measured",
-            (true, true) if self.got >= self.limit => "met",
-            (true, false) if self.got <= self.limit => "met",
-            _ => "**not met**",
+    /// Names what was measured in the same run that nobody can go below; over the limit, it forbids this goal.
+    pub(super) fn over_floor(mut self, value: f64, whose: impl Into<String>) -> Self {
+        self.floor = Some(Floor { value, whose: whose.into() });
+        self
+    }
+
+    fn verdict(&self) -> String {
+        match (self.got.is_finite(), self.at_least, &self.floor) {
+            (false, ..) => "not measured".to_owned(),
+            (true, true, _) if self.got >= self.limit => "met".to_owned(),
+            (true, false, _) if self.got <= self.limit => "met".to_owned(),
+            (true, false, Some(floor)) if floor.value > self.limit => {
+                format!("**not met**, and forbidden here: {} takes {}", floor.whose, figure(floor.value, 2))
+            }
+            _ => "**not met**".to_owned(),
         }
     }
 
@@ -81,7 +98,7 @@ impl Goal {
             self.what.clone(),
             format!("{sign} {}", figure(self.limit, digits)),
             figure(self.got, digits),
-            self.verdict().to_owned(),
+            self.verdict(),
         ]
     }
 }
@@ -102,6 +119,9 @@ mod tests {
     fn a_goal_that_was_not_measured_is_not_met() {
         assert_eq!(Goal::at_most(1.0, f64::NAN, "x").row()[3], "not measured");
         assert_eq!(Goal::at_most(1.0, 1.1, "x").row()[3], "**not met**");
+        let floored = |floor| Goal::at_most(1.0, 1.2, "x").over_floor(floor, "nothing at all").row()[3].clone();
+        assert_eq!(floored(1.0), "**not met**");
+        assert_eq!(floored(1.1), "**not met**, and forbidden here: nothing at all takes 1.10");
         assert_eq!(Goal::at_least(50.0, 51.0, "x").row(), ["x", "≥ 50", "51", "met"]);
     }
 }

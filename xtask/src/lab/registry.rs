@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::cmd::Cmd;
 use super::den::Den;
+use super::pki::Identity;
 use super::process::{Service, free_address, random, scratch};
 
 /// A registry that runs until this is dropped.
@@ -42,7 +43,7 @@ impl Registry {
     fn start_by(prefix: Vec<String>) -> anyhow::Result<Self> {
         let dir = scratch("registry")?;
         let store = dir.path().join("data");
-        Self::over(prefix, store, random(), dir)
+        Self::over(prefix, store, random(), dir, "")
     }
 
     /// Starts another one over the same storage, as behind a load balancer. It must not outlive this one.
@@ -50,10 +51,23 @@ impl Registry {
     /// # Errors
     /// When it does not start.
     pub fn sibling(&self) -> anyhow::Result<Self> {
-        Self::over(self.prefix.clone(), self.store.clone(), self.secret, scratch("registry")?)
+        self.beside("")
     }
 
-    fn over(prefix: Vec<String>, store: PathBuf, secret: u64, dir: TempDir) -> anyhow::Result<Self> {
+    /// Another one over the same storage that speaks TLS itself.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn secure_sibling(&self, identity: &Identity) -> anyhow::Result<Self> {
+        let (cert, key) = (identity.cert.display(), identity.key.display());
+        self.beside(&format!(", tls: {{certificate: {cert}, key: {key}}}"))
+    }
+
+    fn beside(&self, tls: &str) -> anyhow::Result<Self> {
+        Self::over(self.prefix.clone(), self.store.clone(), self.secret, scratch("registry")?, tls)
+    }
+
+    fn over(prefix: Vec<String>, store: PathBuf, secret: u64, dir: TempDir, tls: &str) -> anyhow::Result<Self> {
         let addr = free_address()?;
         let config = dir.path().join("config.yml");
         // The file that Debian ships names an htpasswd path that is a directory; it does not start with it.
@@ -61,7 +75,7 @@ impl Registry {
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: \"{addr}\", secret: \"{secret:x}\"}}\n",
+             http: {{addr: \"{addr}\", secret: \"{secret:x}\"{tls}}}\n",
             root = store.display(),
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
