@@ -17,6 +17,7 @@ use crate::lab::process::is_root;
 use crate::lab::ui::say;
 use crate::workspace;
 
+pub mod bare;
 mod blobs;
 mod clients;
 mod growth;

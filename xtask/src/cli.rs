@@ -36,6 +36,9 @@ pub enum Command {
     Coverage(coverage::Args),
     /// Run the core's tests under Miri, where rustup's nightly has it
     Miri,
+    /// The relay that the bench of small requests takes for the least there can be
+    #[command(hide = true)]
+    BareRelay(bench::bare::Args),
 }
 
 /// Runs a command.
@@ -54,5 +57,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::VmTest(args) => vm_test::run(args),
         Command::Coverage(args) => coverage::run(args),
         Command::Miri => miri::run(),
+        Command::BareRelay(args) => bench::bare::run(args),
     }
 }

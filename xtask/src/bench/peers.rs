@@ -30,6 +30,8 @@ pub(super) enum Kind {
     Nginx(&'static str),
     /// HAProxy with one of them.
     Haproxy(&'static str),
+    /// The relay of [`super::bare`].
+    Bare,
     /// No proxy at all.
     Direct,
 }
@@ -120,6 +122,12 @@ impl Candidate {
                 let file = self.template(world, text, addr, &self.haproxy_certificate(world, &home)?).haproxy(&home)?;
                 let cmd = world.as_proxy().args(["haproxy", "-q", "-db", "-f"]).arg(file);
                 (addr, started("haproxy", cmd, &home, addr)?)
+            }
+            Kind::Bare => {
+                let exe = std::env::current_exe().context("cannot tell which program this is")?;
+                let backend = self.backend.unwrap_or(world.registry);
+                let cmd = world.as_proxy().arg(exe).args(["bare-relay", &addr.to_string(), &backend.to_string()]);
+                (addr, started("bare-relay", cmd, &home, addr)?)
             }
             Kind::Direct => (self.backend.unwrap_or(world.registry), Process::None),
         };

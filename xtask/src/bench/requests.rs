@@ -21,6 +21,7 @@ const CACHED: &str = "nginx auth_request + proxy_cache";
 const ASKING: &str = "nginx auth_request";
 const NGINX: &str = "nginx without a login";
 const HAPROXY: &str = "HAProxy without a login";
+const BARE: &str = "a bare relay that looks at nothing";
 
 /// The samples of one proxy.
 #[derive(Debug, Default)]
@@ -85,6 +86,7 @@ fn field(world: &World, free: bool) -> anyhow::Result<Vec<Candidate>> {
     if !free {
         let apr1 = apr1_file(world)?;
         field.push(Candidate::gate(EPOLL).on_epoll());
+        field.push(Candidate::new(BARE, Kind::Bare).without_login());
         field.push(Candidate::new("nginx, recipe of 2014", Kind::Nginx(conf::NGINX_2014)));
         field.push(Candidate::new("nginx auth_basic apr1", Kind::Nginx(conf::NGINX_BASIC)).htpasswd(&apr1));
     }
@@ -154,12 +156,15 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
     let cpu = |name: &str| of(name).map_or(f64::NAN, |row| row.cpu.median());
     let p99 = |name: &str| of(name).map_or(f64::NAN, |row| row.p99.median());
     let ratio = |ours: &str, theirs: &str| cpu(ours) / cpu(theirs);
-    let what = |theirs: &str| format!("cached small GET, CPU for each, of {theirs}");
+    let cached = |limit: f64, theirs: &str| {
+        let what = format!("cached small GET, CPU for each, of {theirs}");
+        Goal::at_most(limit, ratio(OURS, theirs), what).over_floor(ratio(BARE, theirs), BARE)
+    };
     vec![
-        Goal::at_most(0.75, ratio(OURS, CACHED), what(CACHED)),
-        Goal::at_most(0.28, ratio(OURS, ASKING), what(ASKING)),
-        Goal::at_most(1.0, ratio(OURS, NGINX), what(NGINX)),
-        Goal::at_most(1.0, ratio(OURS, HAPROXY), what(HAPROXY)),
+        cached(0.75, CACHED),
+        cached(0.28, ASKING),
+        cached(1.0, NGINX),
+        cached(1.0, HAPROXY),
         Goal::at_most(0.75, ratio(EPOLL, CACHED), format!("the same on epoll, of {CACHED}")),
         Goal::at_most(1.0, ratio(LOGGED, NGINX), format!("the same with our access log on, of {NGINX} without one")),
         Goal::at_most(1.0, p99(OURS) / p99(NGINX), format!("p99 at {CONNECTIONS} connections, of {NGINX}")),
