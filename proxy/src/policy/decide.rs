@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::index::Index;
 use super::rule::{self, Rule, RuleText};
 use crate::auth::Principal;
 use crate::registry::Access;
@@ -9,7 +10,8 @@ use crate::registry::Access;
 /// All rules, checked.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    rules: Vec<Rule>,
+    /// `None`: no rules at all.
+    rules: Option<Index>,
 }
 
 /// What the policy says about one access.
@@ -47,23 +49,27 @@ impl Policy {
                 Err(found) => errors.extend(found.into_iter().map(|error| format!("rule {}: {error}", index + 1))),
             }
         }
-        if errors.is_empty() { Ok(Policy { rules: checked }) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let rules = (!checked.is_empty()).then(|| Index::new(&checked, groups));
+        Ok(Policy { rules })
     }
 
     /// No rules: a login is enough for everything.
     pub fn is_open(&self) -> bool {
-        self.rules.is_empty()
+        self.rules.is_none()
     }
 
     /// Decides one access. A request that needs several needs each of them.
     pub fn decide(&self, principal: &Principal, access: &Access) -> Decision {
-        if self.rules.is_empty() {
+        let Some(rules) = &self.rules else {
             return match principal {
                 Principal::User(_) => Decision::Allow { rule: None },
                 Principal::Anonymous => Decision::Deny,
             };
-        }
-        match self.rules.iter().position(|rule| rule.grants(principal, access)) {
+        };
+        match rules.first(principal, access) {
             Some(index) => Decision::Allow { rule: Some(index + 1) },
             None => Decision::Deny,
         }
@@ -75,6 +81,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::Pattern;
     use crate::registry::{Action, RepositoryName};
 
     fn words(text: &str) -> Vec<String> {
@@ -213,7 +220,76 @@ mod tests {
         assert!(toml::from_str::<File>("[[rule]]\nwho = []\nrepository = []\n").is_err());
     }
 
+    /// What the tree has to agree with: every rule asked in turn.
+    fn by_scanning(rules: &[RuleText], principal: &Principal, access: &Access) -> Option<usize> {
+        let groups = groups();
+        let includes = |who: &str| match (who, principal) {
+            ("anonymous", _) => true,
+            (_, Principal::Anonymous) => false,
+            ("*", _) => true,
+            (who, Principal::User(name)) => match who.strip_prefix('@') {
+                Some(group) => groups[group].iter().any(|member| **member == **name),
+                None => *who == **name,
+            },
+        };
+        let covers = |pattern: &str, name: &str| Pattern::parse(pattern).unwrap().covers(name);
+        rules.iter().position(|rule| {
+            rule.actions.iter().any(|action| action == access.action.as_str())
+                && rule.who.iter().any(|who| includes(who))
+                && access
+                    .repository
+                    .as_ref()
+                    .is_none_or(|name| rule.repositories.iter().any(|pattern| covers(pattern, name.as_str())))
+        })
+    }
+
+    const PATTERNS: [&str; 16] = [
+        "**",
+        "**/**",
+        "*",
+        "a",
+        "a/b",
+        "a/*",
+        "a/**",
+        "**/b",
+        "a/**/b",
+        "**/a/**",
+        "*/b",
+        "a*/*b",
+        "**/*b*/**",
+        "b/**/**/a",
+        "*a",
+        "aa/**",
+    ];
+
     proptest! {
+        #[test]
+        fn the_tree_decides_as_the_rules_do_in_turn(
+            picks in prop::collection::vec((
+                prop::sample::subsequence(vec!["alice", "bob", "@ci", "@none", "*", "anonymous"], 1..4),
+                prop::sample::subsequence(PATTERNS.to_vec(), 1..4),
+                prop::sample::subsequence(vec!["pull", "push", "delete"], 1..3),
+                prop::bool::weighted(0.1),
+            ), 1..12),
+            names in prop::collection::vec("(a|b|ab|aa|aab)(/(a|b|ab|aa)){0,4}", 1..6),
+            name in prop::sample::select(vec!["alice", "bob", "builder-1", "zoe", "-"]),
+        ) {
+            let rules: Vec<RuleText> = picks
+                .iter()
+                .map(|(who, repositories, actions, lists)| match lists {
+                    true => rule(&who.join(" "), "", "catalog"),
+                    false => rule(&who.join(" "), &repositories.join(" "), &actions.join(" ")),
+                })
+                .collect();
+            let policy = Policy::new(&rules, &groups()).unwrap();
+            let accesses = names.iter().flat_map(|name| Action::ALL.map(|action| access(name, action)));
+            for access in accesses {
+                let expected = by_scanning(&rules, &who(name), &access)
+                    .map_or(Decision::Deny, |index| Decision::Allow { rule: Some(index + 1) });
+                prop_assert_eq!(policy.decide(&who(name), &access), expected, "{} {:?}", access, rules);
+            }
+        }
+
         // More rules never take anything away.
         #[test]
         fn rules_only_grant(

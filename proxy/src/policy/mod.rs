@@ -14,6 +14,7 @@
 //! soon as there is one rule, what no rule grants is denied.
 
 pub mod decide;
+mod index;
 pub mod pattern;
 pub mod rule;
 

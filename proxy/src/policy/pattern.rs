@@ -17,8 +17,9 @@ pub struct Pattern {
     components: Vec<Component>,
 }
 
+/// A part of a pattern between slashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Component {
+pub(super) enum Component {
     /// Any number of components, also none.
     Any,
     /// One component.
@@ -68,9 +69,13 @@ impl Pattern {
             |component| *component == Component::Any,
             |component, part| match component {
                 Component::Any => false,
-                Component::One(text) => glob(text.as_bytes(), part.as_bytes(), |&b| b == b'*', |a, b| a == b),
+                Component::One(text) => matches(text, part),
             },
         )
+    }
+
+    pub(super) fn components(&self) -> &[Component] {
+        &self.components
     }
 
     /// Whether it covers every repository there can be.
@@ -84,6 +89,11 @@ impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// Whether one component's text, in which `*` is any run of characters, covers `part`.
+pub(super) fn matches(text: &str, part: &str) -> bool {
+    glob(text.as_bytes(), part.as_bytes(), |&b| b == b'*', |a, b| a == b)
 }
 
 /// Matches with one kind of wildcard. Going back to the last wildcard only is enough, and keeps the work at

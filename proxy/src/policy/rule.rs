@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::pattern::Pattern;
-use crate::auth::principal::{self, Principal};
-use crate::registry::{Access, Action};
+use crate::auth::principal;
+use crate::registry::Action;
 
 /// A `[[rule]]` as it stands in the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -27,16 +27,18 @@ pub struct RuleText {
 /// A checked rule.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
-    who: Who,
-    repositories: Vec<Pattern>,
-    actions: Vec<Action>,
+    pub(super) who: Who,
+    pub(super) repositories: Vec<Pattern>,
+    pub(super) actions: Vec<Action>,
 }
 
+/// Whom a rule is for.
 #[derive(Clone, Debug, Default)]
-struct Who {
-    everybody: bool,
-    logged_in: bool,
-    users: HashSet<Arc<str>>,
+pub(super) struct Who {
+    pub(super) everybody: bool,
+    pub(super) logged_in: bool,
+    pub(super) users: HashSet<Arc<str>>,
+    pub(super) groups: HashSet<Arc<str>>,
 }
 
 impl Rule {
@@ -60,22 +62,6 @@ impl Rule {
         }
         if errors.is_empty() { Ok(Rule { who, repositories, actions }) } else { Err(errors) }
     }
-
-    pub(super) fn grants(&self, principal: &Principal, access: &Access) -> bool {
-        let repository = |name: &str| self.repositories.iter().any(|pattern| pattern.covers(name));
-        self.actions.contains(&access.action)
-            && self.who.includes(principal)
-            && access.repository.as_ref().is_none_or(|name| repository(name.as_str()))
-    }
-}
-
-impl Who {
-    fn includes(&self, principal: &Principal) -> bool {
-        match principal {
-            Principal::Anonymous => self.everybody,
-            Principal::User(name) => self.everybody || self.logged_in || self.users.contains(&**name),
-        }
-    }
 }
 
 fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &mut Vec<String>) -> Who {
@@ -90,12 +76,10 @@ fn parse_who(words: &[String], groups: &BTreeMap<String, Vec<String>>, errors: &
             "anonymous" => who.everybody = true,
             "*" => who.logged_in = true,
             _ => match word.strip_prefix('@') {
-                Some(group) => match groups.get(group) {
-                    Some(members) => who.users.extend(members.iter().map(|member| Arc::from(member.as_str()))),
-                    None => {
-                        errors.push(format!("who names the group {word:?}, which is not in [groups]; add it there"));
-                    }
-                },
+                Some(group) if groups.contains_key(group) => drop(who.groups.insert(Arc::from(group))),
+                Some(_) => {
+                    errors.push(format!("who names the group {word:?}, which is not in [groups]; add it there"));
+                }
                 None => match principal::check_principal(word) {
                     Ok(()) => {
                         who.users.insert(Arc::from(word.as_str()));
