@@ -21,7 +21,7 @@ use crate::http::head;
 use crate::limit::Millis;
 
 /// Idle connections that one worker keeps to one service.
-const KEPT: usize = 256;
+const KEPT: usize = 1024;
 
 /// Bytes asked for at once while a head is awaited.
 const HEAD_READ: usize = 16 * 1024;
