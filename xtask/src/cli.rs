@@ -36,7 +36,7 @@ pub enum Command {
     Coverage(coverage::Args),
     /// Run the core's tests under Miri, where rustup's nightly has it
     Miri,
-    /// The relay that the bench of small requests takes for the least there can be
+    /// The relay that the bench of small requests takes as a yardstick
     #[command(hide = true)]
     BareRelay(bench::bare::Args),
 }

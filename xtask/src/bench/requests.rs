@@ -158,7 +158,7 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
     let ratio = |ours: &str, theirs: &str| cpu(ours) / cpu(theirs);
     let cached = |limit: f64, theirs: &str| {
         let what = format!("cached small GET, CPU for each, of {theirs}");
-        Goal::at_most(limit, ratio(OURS, theirs), what).over_floor(ratio(BARE, theirs), BARE)
+        Goal::at_most(limit, ratio(OURS, theirs), what).beside(ratio(BARE, theirs), BARE)
     };
     vec![
         cached(0.75, CACHED),

@@ -51,12 +51,12 @@ pub(super) struct Goal {
     limit: f64,
     got: f64,
     at_least: bool,
-    floor: Option<Floor>,
+    yardstick: Option<Yardstick>,
 }
 
-/// The best that anybody could do here.
+/// What something else took of the same in the same run. It explains a goal that is not met, and excuses nothing.
 #[derive(Debug, Clone)]
-struct Floor {
+struct Yardstick {
     value: f64,
     whose: String,
 }
@@ -64,29 +64,27 @@ struct Floor {
 impl Goal {
     /// `got` may be `limit` at the most.
     pub(super) fn at_most(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: false, floor: None }
+        Self { what: what.into(), limit, got, at_least: false, yardstick: None }
     }
 
     /// `got` has to be `limit` at least.
     pub(super) fn at_least(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: true, floor: None }
+        Self { what: what.into(), limit, got, at_least: true, yardstick: None }
     }
 
-    /// Names what was measured in the same run that nobody can go below; over the limit, it forbids this goal.
-    pub(super) fn over_floor(mut self, value: f64, whose: impl Into<String>) -> Self {
-        self.floor = Some(Floor { value, whose: whose.into() });
+    /// Adds what something else took in the same run, to be shown where the goal is not met.
+    pub(super) fn beside(mut self, value: f64, whose: impl Into<String>) -> Self {
+        self.yardstick = Some(Yardstick { value, whose: whose.into() });
         self
     }
 
     fn verdict(&self) -> String {
-        match (self.got.is_finite(), self.at_least, &self.floor) {
+        match (self.got.is_finite(), self.at_least, &self.yardstick) {
             (false, ..) => "not measured".to_owned(),
             (true, true, _) if self.got >= self.limit => "met".to_owned(),
             (true, false, _) if self.got <= self.limit => "met".to_owned(),
-            (true, false, Some(floor)) if floor.value > self.limit => {
-                format!("**not met**, and forbidden here: {} takes {}", floor.whose, figure(floor.value, 2))
-            }
-            _ => "**not met**".to_owned(),
+            (true, _, Some(other)) => format!("**not met**; {} takes {}", other.whose, figure(other.value, 2)),
+            (true, _, None) => "**not met**".to_owned(),
         }
     }
 
@@ -119,9 +117,8 @@ mod tests {
     fn a_goal_that_was_not_measured_is_not_met() {
         assert_eq!(Goal::at_most(1.0, f64::NAN, "x").row()[3], "not measured");
         assert_eq!(Goal::at_most(1.0, 1.1, "x").row()[3], "**not met**");
-        let floored = |floor| Goal::at_most(1.0, 1.2, "x").over_floor(floor, "nothing at all").row()[3].clone();
-        assert_eq!(floored(1.0), "**not met**");
-        assert_eq!(floored(1.1), "**not met**, and forbidden here: nothing at all takes 1.10");
+        let beside = |limit| Goal::at_most(limit, 1.2, "x").beside(1.1, "a bare relay").row()[3].clone();
+        assert_eq!([beside(1.0).as_str(), beside(1.2).as_str()], ["**not met**; a bare relay takes 1.10", "met"]);
         assert_eq!(Goal::at_least(50.0, 51.0, "x").row(), ["x", "≥ 50", "51", "met"]);
     }
 }
