@@ -220,6 +220,17 @@ mod tests {
         assert!(toml::from_str::<File>("[[rule]]\nwho = []\nrepository = []\n").is_err());
     }
 
+    /// Trying every way in which wildcards can share a name out would not end.
+    #[test]
+    fn no_pattern_takes_long() {
+        let (hard, deep) = (format!("{}b", "*a".repeat(120)), format!("{}b", "**/a/".repeat(50)));
+        let wild = format!("{}b", "**/*/".repeat(50));
+        let policy = Policy::new(&[rule("*", &format!("{hard} {deep} {wild}"), "pull")], &groups()).unwrap();
+        for name in ["a".repeat(255), ["a"; 127].join("/")] {
+            assert_eq!(policy.decide(&who("zoe"), &access(&name, Action::Pull)), Decision::Deny);
+        }
+    }
+
     /// What the tree has to agree with: every rule asked in turn.
     fn by_scanning(rules: &[RuleText], principal: &Principal, access: &Access) -> Option<usize> {
         let groups = groups();

@@ -60,8 +60,10 @@ impl Pattern {
         Ok(Pattern { text: text.to_owned(), components })
     }
 
-    /// Whether the pattern covers `name`, which must be a valid repository name.
-    pub fn covers(&self, name: &str) -> bool {
+    /// Whether the pattern covers `name`, which must be a valid repository name. The tree of all rules decides; this is what
+    /// it is compared with.
+    #[cfg(test)]
+    pub(super) fn covers(&self, name: &str) -> bool {
         let parts: Vec<&str> = name.split('/').collect();
         glob(
             &self.components,
@@ -177,15 +179,6 @@ mod tests {
         ] {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn no_pattern_takes_long() {
-        let hard = Pattern::parse(&format!("{}b", "*a".repeat(120))).unwrap();
-        let deep = Pattern::parse(&format!("{}b", "**/a/".repeat(50))).unwrap();
-        let start = std::time::Instant::now();
-        assert!(!hard.covers(&"a".repeat(255)) && !deep.covers(&["a"; 127].join("/")));
-        assert!(start.elapsed() < std::time::Duration::from_millis(200));
     }
 
     /// The definition, straight: exponential, but short.
