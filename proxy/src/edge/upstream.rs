@@ -20,7 +20,8 @@ use crate::config::Limits;
 use crate::http::head;
 use crate::limit::Millis;
 
-/// Idle connections that one worker keeps to one service.
+/// Idle connections that one worker keeps to one service: as many as busy clients use at once, or a part of their requests
+/// would have to connect anew, which costs as much again as the request.
 const KEPT: usize = 1024;
 
 /// Bytes asked for at once while a head is awaited.
