@@ -20,7 +20,7 @@ check() { # NAME COMMAND…
 
 boot() {
     /bin/busybox mkdir -p /proc /sys /dev /tmp /etc /run /www
-    for applet in awk chmod cmp cp cut dd cat grep head httpd insmod kill ls mkdir mkfifo mount poweroff rm sed seq \
+    for applet in awk chmod cmp cp cut dd cat grep head httpd insmod kill ls mkdir mkfifo mount mv poweroff rm sed seq \
         sha256sum sleep sort tail timeout uniq wc; do
         /bin/busybox ln -s busybox "/bin/$applet"
     done
@@ -28,6 +28,7 @@ boot() {
     mount -t sysfs sys /sys
     mount -t devtmpfs dev /dev
     mount -t tmpfs run /run
+    mount -t tmpfs -o size=90% tmp /tmp
     mount -t bpf bpf /sys/fs/bpf
     mount -t cgroup2 cgroup /sys/fs/cgroup
     echo 1 >/proc/sys/kernel/printk

@@ -23,8 +23,8 @@ upstream_files() {
     echo small >/www/small
     printf '#!/bin/sh\nprintf "Content-Type: text/plain\\r\\n\\r\\n"\nhead -c "$CONTENT_LENGTH" | sha256sum\n' >/www/cgi-bin/put
     printf '#!/bin/sh\nprintf "Content-Length: 9000000\\r\\n\\r\\n"\nhead -c 500000 /dev/zero\n' >/www/cgi-bin/cut
-    printf '#!/bin/sh\nprintf "Content-Length: %d\\r\\n\\r\\n"\nn=0\nwhile [ $n -lt 640 ]; do cat /tmp/blob; n=$((n + 1)); done\n' \
-        $((640 * BLOB_BYTES)) >/www/cgi-bin/many
+    printf '#!/bin/sh\nprintf "Content-Length: %d\\r\\n\\r\\n"\nn=0\nwhile [ $n -lt 520 ]; do cat /tmp/blob; n=$((n + 1)); done\n' \
+        $((520 * BLOB_BYTES)) >/www/cgi-bin/many
     chmod 755 /www/cgi-bin/put /www/cgi-bin/cut /www/cgi-bin/many
 }
 
@@ -33,7 +33,7 @@ registry() {
     mkdir -p /tmp/store /tmp/trust /etc/containers
     cp /tmp/ec.pem /tmp/trust/ca.crt
     echo '{"default":[{"type":"insecureAcceptAnything"}]}' >/etc/containers/policy.json
-    echo "127.0.0.1 reg.test ec.test" >/etc/hosts
+    echo "127.0.0.1 reg.test ec.test put.test" >/etc/hosts
     cat >/tmp/registry.yml <<YML
 version: 0.1
 log: { level: error, accesslog: { disabled: true } }
@@ -257,19 +257,124 @@ in_this_process_it_works_as_well() {
 }
 the_log_says_so() { grep -m 1 '"relay":"ktls"' /run/tls/access.log; }
 
+# Hours are no failure here: an emulator moves some megabytes a second.
+PATIENCE=5400
 # The same blob again and again.
 pattern() { for _ in $(seq "$1"); do cat /tmp/blob; done; }
-gigabytes_down() {
-    mkfifo /tmp/expected && { pattern 640 >/tmp/expected & } &&
-        tls_curl -m 1500 -H 'Host: put.test' "$GATE_URL/cgi-bin/many" | cmp - /tmp/expected
+expect_pattern() {
+    rm -f /tmp/expected
+    mkfifo /tmp/expected && { pattern 520 >/tmp/expected & }
 }
 # A little below 2 GiB, which is as much as this upstream takes.
-gigabytes_up() {
-    local said
-    said=$(pattern 500 | tls_curl -m 1500 -H 'Host: put.test' -H 'Content-Type: application/octet-stream' -X POST -T - \
-        -H 'Transfer-Encoding:' -H "Content-Length: $((500 * BLOB_BYTES))" "$GATE_URL/cgi-bin/put")
-    echo "$said"
-    [ "${said%% *}" = "$(pattern 500 | sha256sum | cut -d' ' -f1)" ]
+are_all_there() { # ANSWER
+    echo "$1"
+    [[ $1 = *"$(pattern 500 | sha256sum | cut -d' ' -f1)"* ]]
+}
+UP=(-X POST -H 'Transfer-Encoding:' -H "Content-Length: $((500 * BLOB_BYTES))" -H 'Content-Type: application/octet-stream')
+
+gigabytes_down_to_curl() {
+    expect_pattern && tls_curl -m $PATIENCE -H 'Host: put.test' "$GATE_URL/cgi-bin/many" | cmp - /tmp/expected
+}
+gigabytes_up_from_curl() {
+    are_all_there "$(pattern 500 | tls_curl -m $PATIENCE -H 'Host: put.test' "${UP[@]}" -T - "$GATE_URL/cgi-bin/put")"
+}
+
+PYTHON='
+import http.client, shutil, ssl, sys
+port, login, target, size = sys.argv[1:]
+context = ssl.create_default_context(cafile="/tmp/both.pem")
+connection = http.client.HTTPSConnection("put.test", int(port), context=context)
+headers = {"Authorization": "Basic " + login, "Content-Type": "application/octet-stream"}
+if size == "0":
+    connection.request("GET", target, headers=headers)
+else:
+    connection.request("POST", target, body=sys.stdin.buffer, headers=headers | {"Content-Length": size})
+answer = connection.getresponse()
+print(answer.status, connection.sock and connection.sock.cipher(), file=sys.stderr)
+shutil.copyfileobj(answer, sys.stdout.buffer, 1 << 16)
+'
+python() { timeout $PATIENCE python3 -S -c "$PYTHON" $PORT "$(printf %s $USER | openssl base64)" "$@"; }
+gigabytes_down_to_python() {
+    expect_pattern && python /cgi-bin/many 0 | cmp - /tmp/expected
+}
+gigabytes_up_from_python() {
+    are_all_there "$(pattern 500 | python /cgi-bin/put $((500 * BLOB_BYTES)))"
+}
+
+# Clients that speak no HTTP are told it. The end of their input would be the end of the talk, and some never end by
+# themselves: they are stopped when the answer is there.
+talk() { # WORDS READER CLIENT…
+    local words=$1 reader=$2
+    shift 2
+    rm -f /tmp/answered
+    {
+        "$words"
+        until [ -e /tmp/answered ]; do sleep 1; done
+    } | {
+        timeout $PATIENCE "$@" <&0 2>/tmp/client.log &
+        echo $! >/tmp/client.pid
+    } | {
+        "$reader"
+        local status=$?
+        : >/tmp/answered
+        kill "$(cat /tmp/client.pid)"
+        return $status
+    }
+}
+OPENSSL=(openssl s_client -quiet -connect "127.0.0.1:$PORT" -servername ec.test -CAfile /tmp/both.pem -verify_return_error)
+NSS=(tstclnt -4 -D -o -h 127.0.0.1 -p "$PORT" -a ec.test)
+ask_for_many() { request /cgi-bin/many 'Connection: close'$'\r\n'; }
+send_many() {
+    printf 'POST /cgi-bin/put HTTP/1.1\r\nHost: put.test\r\nAuthorization: Basic %s\r\nContent-Length: %d\r\n' \
+        "$(printf %s $USER | openssl base64)" $((500 * BLOB_BYTES))
+    printf 'Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n'
+    pattern 500
+}
+# The body is what is left on standard input: of a pipe, the shell reads no byte behind the line.
+reads_many() {
+    local line
+    while IFS= read -r line && [ "$line" != $'\r' ]; do :; done
+    head -c $((520 * BLOB_BYTES)) | cmp - /tmp/expected
+}
+reads_sum() { grep -m 1 "$(pattern 500 | sha256sum | cut -d' ' -f1)"; }
+gigabytes_down_to() { # CLIENT…
+    expect_pattern && talk ask_for_many reads_many "$@"
+}
+gigabytes_up_from() { talk send_many reads_sum "$@"; } # CLIENT…
+
+oci_blob() { # FILE ; says how a descriptor names it
+    local digest size
+    digest=$(sha256sum <"$1" | cut -d' ' -f1)
+    size=$(wc -c <"$1")
+    mv "$1" "/tmp/big/blobs/sha256/$digest"
+    printf '"digest":"sha256:%s","size":%d' "$digest" "$size"
+}
+# An image of one layer of 2.2 GB, which is more than 31 bits can count.
+big_image() {
+    mkdir -p /tmp/big/blobs/sha256
+    pattern 520 >/tmp/layer
+    local kind=application/vnd.oci.image layer config manifest
+    layer=$(oci_blob /tmp/layer)
+    printf '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
+        "$(printf %s "$layer" | cut -d'"' -f4)" >/tmp/config
+    config=$(oci_blob /tmp/config)
+    printf '{"schemaVersion":2,"mediaType":"%s","config":{"mediaType":"%s",%s},"layers":[{"mediaType":"%s",%s}]}' \
+        $kind.manifest.v1+json $kind.config.v1+json "$config" $kind.layer.v1.tar "$layer" >/tmp/manifest
+    manifest=$(oci_blob /tmp/manifest)
+    printf '{"schemaVersion":2,"manifests":[{"mediaType":"%s",%s,"annotations":{"org.opencontainers.image.ref.name":"big"}}]}' \
+        $kind.manifest.v1+json "$manifest" >/tmp/big/index.json
+    echo '{"imageLayoutVersion":"1.0.0"}' >/tmp/big/oci-layout
+}
+# What was pushed makes room for what is pulled.
+skopeo_pushes_and_pulls_gigabytes() {
+    local image=docker://reg.test:$PORT/team/big:1 args=(--preserve-digests) bytes=$((520 * BLOB_BYTES)) layer
+    big_image
+    layer=$(ls -S /tmp/big/blobs/sha256 | head -n 1)
+    timeout $PATIENCE skopeo copy "${args[@]}" --dest-cert-dir /tmp/trust --dest-creds $USER oci:/tmp/big:big $image || return 1
+    rm -r /tmp/big
+    timeout $PATIENCE skopeo copy "${args[@]}" --src-cert-dir /tmp/trust --src-creds $USER $image dir:/tmp/pulled-big || return 1
+    wc -c "/tmp/pulled-big/$layer"
+    [ "$(sha256sum <"/tmp/pulled-big/$layer" | cut -d' ' -f1)" = "$layer" ] && [ "$(wc -c <"/tmp/pulled-big/$layer")" = $bytes ]
 }
 
 ktls_checks() {
@@ -306,8 +411,15 @@ ktls_checks() {
     check 'ktls: a cut upstream is a cut' a_cut_upstream_is_a_cut
     check 'ktls: cut clients leave nothing' cut_clients_leave_nothing
     if [ "$LONG" = 1 ]; then
-        check 'ktls: 2.5 GiB down' gigabytes_down
-        check 'ktls: 2 GB up' gigabytes_up
+        check 'ktls: 2.2 GB down to curl' gigabytes_down_to_curl
+        check 'ktls: 2.1 GB up from curl' gigabytes_up_from_curl
+        check 'ktls: 2.2 GB down to OpenSSL' gigabytes_down_to "${OPENSSL[@]}"
+        check 'ktls: 2.1 GB up from OpenSSL' gigabytes_up_from "${OPENSSL[@]}"
+        check 'ktls: 2.2 GB down to NSS' gigabytes_down_to "${NSS[@]}"
+        check 'ktls: 2.1 GB up from NSS' gigabytes_up_from "${NSS[@]}"
+        check 'ktls: 2.2 GB down to Python' gigabytes_down_to_python
+        check 'ktls: 2.1 GB up from Python' gigabytes_up_from_python
+        check 'ktls: skopeo pushes and pulls 2.2 GB' skopeo_pushes_and_pulls_gigabytes
     fi
     check 'ktls: everyone was in the kernel' everyone_was_in_the_kernel
     check 'ktls: the access log says so' the_log_says_so
