@@ -15,7 +15,7 @@ use crate::lab::interrupt;
 use crate::lab::packages::{self, Need};
 use crate::lab::process::is_root;
 use crate::lab::ui::say;
-use crate::workspace;
+use crate::{dist, workspace};
 
 pub mod bare;
 mod blobs;
@@ -34,6 +34,7 @@ mod report;
 mod requests;
 mod rounds;
 mod stats;
+mod training;
 mod uploads;
 mod world;
 
@@ -68,6 +69,9 @@ pub struct Args {
     /// Use this program instead of building it
     #[arg(long, value_name = "FILE")]
     pub portcullis: Option<PathBuf>,
+    /// Build it as `cargo xtask dist --pgo` does: static, and by a profile of it at work
+    #[arg(long, conflicts_with = "portcullis")]
+    pub pgo: bool,
     /// Where results are written. Default benches/results, quick target/bench-quick
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
@@ -101,6 +105,9 @@ pub enum Name {
     Pulls,
     /// Packets that the guard drops or lets in, next to nftables
     Guard,
+    /// None: load for the profile of `cargo xtask dist --pgo`
+    #[value(hide = true)]
+    Training,
 }
 
 /// What stands behind the proxies.
@@ -120,7 +127,7 @@ struct Outcome {
 
 type Bench = fn(&Args, &Path, &mut Noise) -> anyhow::Result<Outcome>;
 
-const BENCHES: [(Name, Bench); 10] = [
+const BENCHES: [(Name, Bench); 11] = [
     (Name::Requests, requests::run),
     (Name::Blobs, blobs::plain),
     (Name::Tls, blobs::tls),
@@ -131,6 +138,7 @@ const BENCHES: [(Name, Bench); 10] = [
     (Name::Pulls, pulls::run),
     (Name::Growth, growth::run),
     (Name::Guard, guard::run),
+    (Name::Training, training::run),
 ];
 
 const NEEDS: [Need; 18] = [
@@ -171,6 +179,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(program) => {
             fs::canonicalize(program).with_context(|| format!("--portcullis: cannot find {}", program.display()))?
         }
+        None if args.pgo => dist::build(true)?,
         None => build()?,
     };
     let exe = std::env::current_exe().context("cannot tell which program this is")?;
@@ -209,7 +218,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn measure(args: &Args, program: &Path) -> anyhow::Result<()> {
     let (mut goals, mut all) = (Vec::new(), Noise::default());
     for (name, bench) in BENCHES {
-        if args.name != Name::All && args.name != name {
+        let wanted = if args.name == Name::All { name != Name::Training } else { args.name == name };
+        if !wanted {
             continue;
         }
         let args = &Args { name, ..args.clone() };

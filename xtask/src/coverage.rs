@@ -94,7 +94,7 @@ fn test(target: &Path, profiles: &Path, lib: bool) -> anyhow::Result<Vec<PathBuf
 }
 
 /// rustup's component, whose version is the compiler's; else Debian's, which may be too old to read its files.
-fn tool(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn tool(name: &str) -> anyhow::Result<PathBuf> {
     let sysroot = Cmd::new("rustc").args(["--print", "sysroot"]).run()?;
     let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
     let hosts = fs::read_dir(&rustlib).with_context(|| format!("cannot read {}", rustlib.display()))?;

@@ -14,7 +14,10 @@ use crate::{build_ebpf, workspace};
 
 mod deb;
 mod image;
+mod profile;
 mod sbom;
+
+pub(crate) use profile::VARIABLE as PROFILE_VARIABLE;
 
 const NEEDS: [Need; 3] = [packages::DPKG_DEB, packages::GZIP, packages::TAR];
 
@@ -22,6 +25,9 @@ const NEEDS: [Need; 3] = [packages::DPKG_DEB, packages::GZIP, packages::TAR];
 pub const LOG: &str = "dist-build";
 /// Tells the tests where the artefacts are.
 pub const VARIABLE: &str = "PORTCULLIS_DIST";
+
+/// Flags of the compiler that make a program of no shared library.
+const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 /// Where the artefacts go unless told otherwise.
 #[must_use]
@@ -38,6 +44,10 @@ pub struct Args {
     /// Pack this program instead of building a static one
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
+    /// Build twice, with load in between that shows the compiler what runs often: a few minutes for a faster program.
+    /// Wants LLVM's llvm-profdata
+    #[arg(long, conflicts_with = "program")]
+    pub pgo: bool,
 }
 
 /// What every artefact is made from.
@@ -60,7 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     packages::ensure(&NEEDS)?;
     let program = match &args.program {
         Some(program) => fs::canonicalize(program).with_context(|| format!("cannot find {}", program.display()))?,
-        None => build()?,
+        None => build(args.pgo)?,
     };
     let out = args.out.clone().unwrap_or_else(directory);
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -92,16 +102,29 @@ fn architecture() -> anyhow::Result<&'static str> {
 /// A release binary without shared libraries: it runs on every distribution, and in an empty image.
 ///
 /// The target is named although it is the host's: without it the flags would reach build scripts and macros too.
-pub(crate) fn build() -> anyhow::Result<PathBuf> {
+/// With `pgo` it is optimised by a profile of itself at work.
+pub(crate) fn build(pgo: bool) -> anyhow::Result<PathBuf> {
     build_ebpf::run(&build_ebpf::Args { install: true, ..Default::default() })?;
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis", "--target", &triple]);
-    let cmd = cmd.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    cmd.log(workspace::log(LOG)?).step("cargo build --release, static")?;
-    let built = workspace::target().join(&triple).join("release/portcullis");
+    let target = workspace::target();
+    let built = if pgo {
+        // Not static: counters keep code that nobody calls, some of which wants the C library's shared form.
+        let profile = profile::make(|flags| cargo_build(&target.join("pgo-counting"), flags, "with counters"))?;
+        let flags = format!("{STATIC} -C profile-use={}", profile.display());
+        cargo_build(&target.join("pgo"), &flags, "static, by its profile")?
+    } else {
+        cargo_build(&target, STATIC, "static")?
+    };
     let stripped = built.with_extension("stripped");
     Cmd::new("strip").arg("-o").arg(&stripped).arg(&built).run()?;
     Ok(stripped)
+}
+
+fn cargo_build(target: &Path, flags: &str, how: &str) -> anyhow::Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis", "--target", &triple]);
+    let cmd = cmd.env("CARGO_TARGET_DIR", target).env("RUSTFLAGS", flags);
+    cmd.log(workspace::log(LOG)?).step(&format!("cargo build --release, {how}"))?;
+    Ok(target.join(&triple).join("release/portcullis"))
 }
 
 /// `SHA256SUMS` beside the artefacts, in the form that `sha256sum --check` reads.

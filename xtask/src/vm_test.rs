@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let program = match &args.program {
         Some(program) => program.clone(),
-        None => dist::build()?,
+        None => dist::build(false)?,
     };
     let mut rows = Vec::new();
     let mut total = Verdicts::default();

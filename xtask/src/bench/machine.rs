@@ -97,8 +97,9 @@ fn again(args: &Args) -> String {
     let name = name.unwrap_or_default();
     let quick = if args.quick { " --quick" } else { "" };
     let behind = if args.behind == super::Behind::Stub { " --behind stub" } else { "" };
+    let pgo = if args.pgo { " --pgo" } else { "" };
     format!(
-        "cargo xtask bench {name}{quick} --rounds {} --window {} --size {} --streams {}{behind}",
+        "cargo xtask bench {name}{quick}{pgo} --rounds {} --window {} --size {} --streams {}{behind}",
         args.rounds, args.window, args.size, args.streams
     )
 }

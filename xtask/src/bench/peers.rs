@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
@@ -20,6 +21,9 @@ const COMMON: [(&str, &str); 4] = [
 
 /// All load comes from one address, which is a peer's with very many connections.
 const LIMITS: &str = "[limits]\nconnections = 20000\nconnections_per_peer = 0\n";
+
+/// How long a gate has to let its clients go.
+const FAREWELL: Duration = Duration::from_secs(20);
 
 /// What a candidate is.
 #[derive(Debug, Clone)]
@@ -306,6 +310,15 @@ impl Peer {
             io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse::<f64>().ok()
         });
         written.sum()
+    }
+
+    /// Tells a gate to end and waits until it has.
+    pub(super) fn stop(self) -> anyhow::Result<()> {
+        if let Process::Gate(gate) = self.process {
+            let status = gate.stop(FAREWELL)?;
+            ensure!(status.success(), "{} ended with {status}", self.name);
+        }
+        Ok(())
     }
 
     /// Whether there is a process to be measured.
