@@ -22,7 +22,12 @@ const STREAMS: usize = 4;
 /// Small requests over kept connections and over new ones, and blobs; plain and over TLS.
 pub(super) fn run(_: &super::Args, program: &Path, _: &mut Noise) -> anyhow::Result<Outcome> {
     let profiles = std::env::var_os(dist::PROFILE_VARIABLE).map(PathBuf::from);
-    let profiles = profiles.as_deref().and_then(Path::parent).context("there is no place for counts")?;
+    let profiles = profiles.as_deref().and_then(Path::parent).with_context(|| {
+        format!(
+            "{} names no place for counts: run `cargo xtask dist --pgo`, of which this is a part",
+            dist::PROFILE_VARIABLE
+        )
+    })?;
     let world = World::start(program, Placing::Free, BLOB)?;
     let blob = format!("/v2/bench/app/blobs/sha256:{}", "0".repeat(64));
     let bodies = Bodies { target: blob, bytes: BLOB, streams: STREAMS };

@@ -147,9 +147,10 @@ gnutls() { # PRIORITY
 by_hand() { # S_CLIENT-OPTIONS… ; input on standard input
     timeout 40 openssl s_client -connect 127.0.0.1:$PORT -servername ec.test "$@" 2>&1
 }
+login() { printf %s $USER | openssl base64; }
 request() { # PATH [FIELD]
     printf 'GET %s HTTP/1.1\r\nHost: put.test\r\nAuthorization: Basic %s\r\n%s\r\n' "$1" \
-        "$(printf %s $USER | openssl base64)" "$2"
+        "$(login)" "$2"
 }
 old_kernel() { [ "$(cut -d. -f1 </proc/sys/kernel/osrelease)" -lt 6 ] || [[ $(cut -d. -f1,2 </proc/sys/kernel/osrelease) =~ ^6\.([0-9]|1[0-3])$ ]]; }
 
@@ -293,7 +294,7 @@ answer = connection.getresponse()
 print(answer.status, connection.sock and connection.sock.cipher(), file=sys.stderr)
 shutil.copyfileobj(answer, sys.stdout.buffer, 1 << 16)
 '
-python() { timeout $PATIENCE python3 -S -c "$PYTHON" $PORT "$(printf %s $USER | openssl base64)" "$@"; }
+python() { timeout $PATIENCE python3 -S -c "$PYTHON" $PORT "$(login)" "$@"; }
 gigabytes_down_to_python() {
     expect_pattern && python /cgi-bin/many 0 | cmp - /tmp/expected
 }
@@ -326,7 +327,7 @@ NSS=(tstclnt -4 -D -o -h 127.0.0.1 -p "$PORT" -a ec.test)
 ask_for_many() { request /cgi-bin/many 'Connection: close'$'\r\n'; }
 send_many() {
     printf 'POST /cgi-bin/put HTTP/1.1\r\nHost: put.test\r\nAuthorization: Basic %s\r\nContent-Length: %d\r\n' \
-        "$(printf %s $USER | openssl base64)" $((500 * BLOB_BYTES))
+        "$(login)" $((500 * BLOB_BYTES))
     printf 'Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n'
     pattern 500
 }
