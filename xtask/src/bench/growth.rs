@@ -32,9 +32,19 @@ struct Axis {
     points: Vec<Point>,
     /// The point that the later ones are measured by.
     base: usize,
-    /// A reference, whose growth the gate cannot be blamed for.
+    /// Not the gate: its growth is what the gate's is seen beside.
     reference: bool,
 }
+
+/// What one point took.
+struct Taken {
+    size: usize,
+    cpu: Samples,
+    /// The part outside of the kernel.
+    user: Samples,
+}
+
+const BARE: &str = "connections, a bare relay that looks at nothing";
 
 struct Point {
     size: usize,
@@ -60,6 +70,7 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     let axes = vec![
         connections("connections", lasting, &open, false),
         connections("connections, nginx without a login", nginx, &open, true),
+        connections(BARE, bare, &open, true),
         Axis {
             name: "verdicts",
             points: sizes(1_000_000).into_iter().map(verdicts).collect(),
@@ -69,20 +80,31 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
         Axis { name: "rules", points: sizes(10_000).into_iter().map(rules).collect(), base: 0, reference: false },
         Axis { name: "users", points: users, base: 0, reference: false },
     ];
+    let taken = axes.iter().map(|axis| measure(args, noise, &world, axis)).collect::<anyhow::Result<Vec<_>>>()?;
+    let bare = axes.iter().position(|axis| axis.name == BARE).map_or(f64::NAN, |at| growth(&axes[at], &taken[at]));
     let (mut tables, mut goals, mut lines) = (Vec::new(), Vec::new(), Vec::new());
-    for axis in &axes {
-        let medians = measure(args, noise, &world, axis)?;
-        let base = medians.get(axis.base).map_or(f64::NAN, |(_, cpu)| cpu.median());
-        let worst = medians.iter().skip(axis.base).map(|(_, cpu)| cpu.median() / base).fold(f64::NAN, f64::max);
-        let row = |(size, cpu): &(usize, Samples)| vec![size.to_string(), cpu.shown(1), figure(cpu.median() / base, 2)];
+    for (axis, taken) in axes.iter().zip(&taken) {
+        let base = base(axis, taken);
+        let row = |point: &Taken| {
+            let cpu = &point.cpu;
+            vec![
+                point.size.to_string(),
+                cpu.shown(1),
+                figure(cpu.median() / base, 2),
+                point.user.shown(1),
+                figure(cpu.median() - point.user.median(), 1),
+            ]
+        };
         tables.push(Table {
             caption: format!("By the number of {}.", axis.name),
             heading: vec![
                 "number",
                 "CPU µs for each request",
                 if axis.base == 0 { "of the first" } else { "of the second" },
+                "outside of the kernel",
+                "in the kernel",
             ],
-            rows: medians.iter().map(row).collect(),
+            rows: taken.iter().map(row).collect(),
         });
         if !axis.reference {
             let what = format!(
@@ -90,9 +112,11 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
                 axis.name,
                 axis.points.get(axis.base).map_or(1, |point| point.size)
             );
-            goals.push(Goal::at_most(TOLERANCE, worst, what));
+            let goal = Goal::at_most(TOLERANCE, growth(axis, taken), what);
+            let is_of_sockets = axis.name == "connections";
+            goals.push(if is_of_sockets { goal.beside(bare, "a relay that looks at nothing") } else { goal });
         }
-        let points = medians.iter().map(|(size, cpu)| (*size as f64, cpu.median())).collect();
+        let points = taken.iter().map(|point| (point.size as f64, point.cpu.median())).collect();
         lines.push(Line { name: axis.name.to_owned(), points });
     }
     let report = Report {
@@ -112,7 +136,18 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     Ok(Outcome { goals })
 }
 
-fn measure(args: &Args, noise: &mut Noise, world: &World, axis: &Axis) -> anyhow::Result<Vec<(usize, Samples)>> {
+/// What the point took that the later ones are measured by.
+fn base(axis: &Axis, taken: &[Taken]) -> f64 {
+    taken.get(axis.base).map_or(f64::NAN, |point| point.cpu.median())
+}
+
+/// The most that a later point took, of that.
+fn growth(axis: &Axis, taken: &[Taken]) -> f64 {
+    let base = base(axis, taken);
+    taken.iter().skip(axis.base).map(|point| point.cpu.median() / base).fold(f64::NAN, f64::max)
+}
+
+fn measure(args: &Args, noise: &mut Noise, world: &World, axis: &Axis) -> anyhow::Result<Vec<Taken>> {
     let mut peers = Vec::new();
     for point in &axis.points {
         let peer = point.candidate.start_checked(world)?;
@@ -130,19 +165,26 @@ fn measure(args: &Args, noise: &mut Noise, world: &World, axis: &Axis) -> anyhow
             settle: Duration::from_millis(point.connections as u64 / 4),
             ..Requests::new(point.connections, Duration::from_secs_f64(args.window))
         };
-        let cpu = load.drive(world, &peers[index])?.cpu;
-        Ok((cpu, format!("{cpu:.1} µs")))
+        let shot = load.drive(world, &peers[index])?;
+        Ok(((shot.cpu, shot.user), format!("{:.1} µs", shot.cpu)))
     })?;
-    let collect = |values: Vec<f64>| {
-        let mut cpu = Samples::default();
-        values.into_iter().for_each(|value| cpu.push(value));
-        cpu
+    let collect = |(point, shots): (&Point, Vec<(f64, f64)>)| {
+        let mut taken = Taken { size: point.size, cpu: Samples::default(), user: Samples::default() };
+        for (cpu, user) in shots {
+            taken.cpu.push(cpu);
+            taken.user.push(user);
+        }
+        taken
     };
-    Ok(axis.points.iter().zip(samples).map(|(point, values)| (point.size, collect(values))).collect())
+    Ok(axis.points.iter().zip(samples).map(collect).collect())
 }
 
 fn nginx() -> Candidate {
     Candidate::new("nginx", Kind::Nginx(conf::NGINX_PLAIN)).without_login()
+}
+
+fn bare() -> Candidate {
+    Candidate::new("bare relay", Kind::Bare).without_login()
 }
 
 fn connections(name: &'static str, of: impl Fn() -> Candidate, sizes: &[usize], reference: bool) -> Axis {

@@ -37,6 +37,8 @@ pub(super) struct Requests {
 pub(super) struct Shot {
     /// Microseconds of the proxy's processor time for each request.
     pub(super) cpu: f64,
+    /// The part of them outside of the kernel.
+    pub(super) user: f64,
     /// Requests a second.
     pub(super) rate: f64,
     /// Milliseconds.
@@ -101,14 +103,16 @@ pub(super) fn openssl_configuration(world: &World) -> anyhow::Result<PathBuf> {
 /// Measures a proxy under a load that runs.
 pub(super) fn window(world: &World, peer: &Peer, warm: Duration, window: Duration) -> anyhow::Result<Shot> {
     interrupt::sleep(warm);
-    let (from, begun, cpu) = (world.forwarded()?, Instant::now(), peer.usage()?.cpu);
+    let (from, begun, before) = (world.forwarded()?, Instant::now(), peer.usage()?);
     interrupt::sleep(window);
-    let (to, seconds, cpu) = (world.forwarded()?, begun.elapsed().as_secs_f64(), peer.usage()?.cpu - cpu);
+    let (to, seconds, after) = (world.forwarded()?, begun.elapsed().as_secs_f64(), peer.usage()?);
     interrupt::check()?;
     // One of them asked for the counters.
     let requests = to.saturating_sub(from).saturating_sub(1) as f64;
     ensure!(requests > 0.0, "not one request came through");
-    Ok(Shot { cpu: cpu * 1e6 / requests, rate: requests / seconds, ..Shot::default() })
+    let each = |seconds: f64| seconds * 1e6 / requests;
+    let (cpu, user) = (each(after.cpu - before.cpu), each(after.user - before.user));
+    Ok(Shot { cpu, user, rate: requests / seconds, ..Shot::default() })
 }
 
 fn latencies(output: &Output) -> anyhow::Result<[f64; 3]> {

@@ -209,6 +209,8 @@ pub fn scratch(name: &str) -> anyhow::Result<tempfile::TempDir> {
 pub struct Usage {
     /// User and system time of all its threads, ended ones too, in seconds.
     pub cpu: f64,
+    /// The part of it outside of the kernel.
+    pub user: f64,
     /// Resident memory now, in bytes.
     pub rss: u64,
     /// The most it ever was, in bytes.
@@ -234,8 +236,10 @@ impl Usage {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
             line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 1024
         };
+        let second = rustix::param::clock_ticks_per_second() as f64;
         Ok(Self {
-            cpu: (ticks(11) + ticks(12)) as f64 / rustix::param::clock_ticks_per_second() as f64,
+            cpu: (ticks(11) + ticks(12)) as f64 / second,
+            user: ticks(11) as f64 / second,
             rss: kilobytes("VmRSS"),
             peak_rss: kilobytes("VmHWM"),
         })
@@ -250,6 +254,7 @@ impl Usage {
         for child in children(pid) {
             if let Ok(usage) = Self::of(child) {
                 sum.cpu += usage.cpu;
+                sum.user += usage.user;
                 sum.rss += usage.rss;
                 sum.peak_rss += usage.peak_rss;
             }
