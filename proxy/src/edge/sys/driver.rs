@@ -1,5 +1,6 @@
 //! The runtime of one worker: io_uring with the best flags that the kernel takes, else epoll.
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -10,6 +11,15 @@ use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
 /// Submission queue entries of one worker's ring. Every waiting connection holds one operation, not one entry:
 /// entries are free again as soon as the kernel has read them.
 const RING_ENTRIES: u32 = 4096;
+
+thread_local! {
+    static ON_EPOLL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread's runtime waits with epoll.
+pub(super) fn is_on_epoll() -> bool {
+    ON_EPOLL.get()
+}
 
 /// Which event mechanism runs a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +82,18 @@ impl Driver {
         if monoio::utils::detect_uring() {
             for flags in FLAG_SETS {
                 if let Ok(runtime) = ring(flags) {
+                    ON_EPOLL.set(false);
                     return Ok(Driver { built: Built::Ring(Box::new(runtime)), kind: Kind::IoUring(flags) });
                 }
             }
         }
+        Self::epoll()
+    }
+
+    /// The runtime for where io_uring is refused.
+    fn epoll() -> io::Result<Driver> {
         let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
+        ON_EPOLL.set(true);
         Ok(Driver { built: Built::Epoll(Box::new(runtime)), kind: Kind::Epoll })
     }
 
@@ -91,5 +108,66 @@ impl Driver {
             Built::Ring(runtime) => runtime.block_on(future),
             Built::Epoll(runtime) => runtime.block_on(future),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::{TcpListener, TcpStream};
+    use std::pin::pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use futures_util::poll;
+    use rustix::net::{SendFlags, send};
+
+    use super::*;
+    use crate::edge::sys::socket::Socket;
+
+    fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (Socket::new(near.into()).unwrap(), far)
+    }
+
+    /// What was there and has been read is not believed to be there still, and what comes next is not missed: also where
+    /// the wait was given up in between.
+    async fn waits_for_each_byte() {
+        let (near, far) = pair();
+        for round in 0..100 {
+            let mut wait = pin!(near.readable());
+            assert!(poll!(wait.as_mut()).is_pending(), "{round}");
+            if round % 3 == 0 {
+                monoio::time::sleep(Duration::from_millis(1)).await;
+                assert!(poll!(wait.as_mut()).is_pending(), "{round}");
+            }
+            send(&far, b"x", SendFlags::empty()).unwrap();
+            if round % 2 == 0 {
+                wait.await.unwrap();
+            } else {
+                drop(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await);
+            }
+            near.readable().await.unwrap();
+            let mut byte = [0; 2];
+            assert_eq!(near.try_recv_into(&mut byte).unwrap(), 1, "{round}");
+        }
+        drop(far);
+        near.readable().await.unwrap();
+        assert_eq!(near.try_recv_into(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn waits_are_true_with_the_best_runtime_there_is() {
+        Driver::build().unwrap().block_on(waits_for_each_byte());
+    }
+
+    #[test]
+    fn waits_are_true_on_epoll() {
+        let mut driver = Driver::epoll().unwrap();
+        assert!(is_on_epoll());
+        driver.block_on(waits_for_each_byte());
     }
 }

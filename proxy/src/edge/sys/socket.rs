@@ -8,7 +8,10 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::pin;
+use std::task::Poll;
 
+use futures_util::poll;
 use monoio::net::TcpStream;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, acceptfrom_with, bind, connect,
@@ -16,6 +19,7 @@ use rustix::net::{
 };
 use rustix::pipe::{SpliceFlags, splice};
 
+use super::driver::is_on_epoll;
 use super::pipe::Pipe;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -119,6 +123,15 @@ impl Socket {
     /// # Errors
     /// When the runtime cannot wait for it.
     pub async fn readable(&self) -> io::Result<()> {
+        if is_on_epoll() {
+            // The runtime remembers that something was there, and after that was read this asks the kernel and forgets it.
+            // Then the next event is true, and asking once more would only cost: a `false` here is for both.
+            let asked = poll!(pin!(self.inner.readable(false)));
+            return match asked {
+                Poll::Ready(done) => done,
+                Poll::Pending => self.inner.readable(true).await,
+            };
+        }
         self.inner.readable(false).await
     }
 
