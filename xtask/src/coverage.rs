@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use crate::lab::cmd::{Cmd, which};
+use crate::lab::packages;
 use crate::lab::ui::{say, table};
 use crate::workspace;
 
@@ -93,14 +94,37 @@ fn test(target: &Path, profiles: &Path, lib: bool) -> anyhow::Result<Vec<PathBuf
     Ok(paths.map(|path| workspace::root().join(path)).collect())
 }
 
-/// rustup's component, whose version is the compiler's; else Debian's, which may be too old to read its files.
+/// Installs what [`tool`] looks for, if it finds nothing.
+///
+/// # Errors
+/// When it cannot.
+pub(crate) fn ensure_tools() -> anyhow::Result<()> {
+    if why_not().is_some() { packages::ensure(&[packages::LLVM]) } else { Ok(()) }
+}
+
+/// rustup's component, whose version is the compiler's; else Debian's, if it is not older than that: it could not read what
+/// the counters write.
 pub(crate) fn tool(name: &str) -> anyhow::Result<PathBuf> {
     let sysroot = Cmd::new("rustc").args(["--print", "sysroot"]).run()?;
     let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
     let hosts = fs::read_dir(&rustlib).with_context(|| format!("cannot read {}", rustlib.display()))?;
     let beside = hosts.flatten().map(|host| host.path().join("bin").join(name)).find(|path| path.is_file());
-    let found = beside.or_else(|| which(&format!("{name}-22"))).or_else(|| which(name));
-    found.with_context(|| format!("{name} is not installed: `rustup component add llvm-tools`, or Debian's llvm-22"))
+    let version = Cmd::new("rustc").arg("-vV").run()?;
+    let least = major(&version).context("rustc does not say which LLVM it has")?;
+    let installed = [format!("{name}-{least}"), name.to_owned()].into_iter().filter_map(|name| which(&name));
+    let reads = |path: &PathBuf| {
+        let version = Cmd::new(path).arg("--version").run().ok();
+        version.and_then(|version| major(&version)).is_some_and(|version| version >= least)
+    };
+    beside.or_else(|| installed.into_iter().find(reads)).with_context(|| {
+        format!("{name} of LLVM {least} is not installed: `rustup component add llvm-tools`, or Debian's llvm-{least}")
+    })
+}
+
+/// The first number behind "LLVM version", as rustc and LLVM's tools write it.
+fn major(text: &str) -> Option<u32> {
+    let rest = text.split_once("LLVM version")?.1.trim_start_matches([':', ' ']);
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The lines of each file of the gate, as lcov's records have them.
@@ -180,4 +204,16 @@ fn show(files: &BTreeMap<String, Lines>, args: &Args) -> anyhow::Result<()> {
         bail!("below {} %: {}", args.at_least, low.join(", "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_rustc_and_the_tools_write_them() {
+        assert_eq!(major("host: x86_64-unknown-linux-gnu\nrelease: 1.95.0\nLLVM version: 22.1.2\n"), Some(22));
+        assert_eq!(major("Debian LLVM version 22.1.8\n  Optimized build.\n"), Some(22));
+        assert_eq!(major("USAGE: llvm-profdata-14 <merge|show|overlap> [args...]"), None);
+    }
 }

@@ -21,6 +21,7 @@ pub(crate) const VARIABLE: &str = "LLVM_PROFILE_FILE";
 /// # Errors
 /// When a tool is missing, a build fails, or the work does not succeed.
 pub(super) fn make(build: impl FnOnce(&str) -> anyhow::Result<PathBuf>) -> anyhow::Result<PathBuf> {
+    coverage::ensure_tools()?;
     let profdata = coverage::tool("llvm-profdata")?;
     // Not under the target directory: a gate without privileges may have no way to it.
     let room = scratch("profiles")?;

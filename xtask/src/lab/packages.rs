@@ -52,6 +52,8 @@ pub const CERTUTIL: Need = need("certutil", "libnss3-tools", "tells NSS whom to 
 pub const JAVAC: Need = need("javac", "openjdk-17-jdk-headless", "a client with another TLS library");
 /// Looks at a TLS server from outside.
 pub const TESTSSL: Need = need("testssl", "testssl.sh", "looks at the gate's TLS from outside");
+/// Read what the compiler's counters wrote; the number is that of the compiler's LLVM.
+pub const LLVM: Need = need("llvm-profdata-22", "llvm-22", "reads the counters of coverage and of profiles");
 /// Turns the clock of one process.
 pub const FAKETIME: Need = need("faketime", "faketime", "turns the clock of one process");
 /// A peer of the benches.

@@ -14,6 +14,7 @@ const NEEDS: [Need; 2] = [packages::JAVAC, packages::TESTSSL];
 /// What the tests find installed, and else skip.
 pub(super) fn install() {
     super::go_on(packages::ensure(&NEEDS));
+    super::go_on(coverage::ensure_tools());
     super::go_on(super::supply_chain::install());
 }
 
