@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     let room = usize::try_from(files / 2).unwrap_or(usize::MAX).saturating_sub(300);
     let open: Vec<usize> = sizes(10_000).into_iter().map(|size| size.min(room)).collect();
     let users = users(program, &world, &sizes(10_000))?;
-    let axes = vec![
+    let axes = [
         connections("connections", lasting, &open, false),
         connections("connections, nginx without a login", nginx, &open, true),
         connections(BARE, bare, &open, true),
