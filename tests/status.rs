@@ -12,6 +12,7 @@ use crate::support::hello::{Reply, Stub};
 use crate::support::http::{Connection, Response, get};
 use crate::support::packages::PYTHON;
 use crate::support::{Gate, Serve, free_address, misses, program, root, scratch, skips};
+use crate::upstreams::until;
 
 struct World {
     hello: Stub,
@@ -124,7 +125,12 @@ fn families(text: &str) -> BTreeMap<String, String> {
 fn metrics_are_read_by_a_strict_reader_and_count_requests() {
     let world = world();
     world.traffic(5);
-    let text = world.admin("/metrics").text();
+    // A request is counted when its answer is out, which may be after the client has it.
+    let mut text = String::new();
+    until("the requests are counted", || {
+        text = world.admin("/metrics").text();
+        text.contains("portcullis_request_duration_seconds_count{endpoint=\"tags\"} 5\n")
+    });
     let families = families(&text);
     assert_eq!(families["portcullis_request_duration_seconds"], "histogram");
     let counted = |verdict: &str| {
