@@ -208,7 +208,7 @@ pub(super) fn gate(pins: &Pins, policy: &Policy) -> anyhow::Result<Vec<Probe>> {
     let whole = policy.ports.iter().filter(|(_, flags)| **flags & port::WHOLE != 0).map(|(number, _)| *number);
     for number in whole {
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let own = doors(policy).into_iter().filter(|door| door.port() == number);
+        let own = doors(policy).into_iter().filter(|door| door.port() == number && !is_of_a_link(door.ip()));
         let ends = loopback.into_iter().map(|ip| SocketAddr::new(ip, number)).chain(own);
         probes.push(gate_to(voucher.as_ref(), &format!("port {number}"), ends));
     }
@@ -217,6 +217,11 @@ pub(super) fn gate(pins: &Pins, policy: &Policy) -> anyhow::Result<Vec<Probe>> {
         probes.push(gate_to(voucher.as_ref(), &end.to_string(), [end].into_iter()));
     }
     Ok(probes)
+}
+
+/// Whether an address holds on one link only: connect(2) wants an interface beside it, and on another it leads nowhere.
+pub(super) fn is_of_a_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// The first end that answers; a refusal by the guard anywhere on the way is a failure.

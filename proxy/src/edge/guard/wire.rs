@@ -18,7 +18,7 @@ use super::loader;
 use super::netlink::Netlink;
 use super::pins::Pins;
 use super::policy::Policy;
-use super::probe::{Found, Probe, doors, stranger};
+use super::probe::{Found, Probe, doors, is_of_a_link, stranger};
 use crate::edge::sys::namespace::{enter_new_network, send_frame};
 
 /// How long the frames may take to arrive.
@@ -49,7 +49,7 @@ pub(super) fn knock(pins: &Pins, policy: &Policy) -> Vec<Probe> {
 
 fn through(pins: &Pins, policy: &Policy) -> anyhow::Result<Found> {
     let mut frames = Vec::new();
-    for door in doors(policy).into_iter().filter(|door| here(policy, *door)) {
+    for door in doors(policy).into_iter().filter(|door| here(policy, *door) && !is_of_a_link(door.ip())) {
         let from = match door {
             SocketAddr::V4(_) => Some(SocketAddr::new(IpAddr::V4(THERE), 40_077)).filter(|from| !policy.lets_in(*from)),
             SocketAddr::V6(_) => stranger(policy, door),
