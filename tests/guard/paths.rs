@@ -96,6 +96,31 @@ fn an_interface_that_nobody_named_or_that_comes_later_is_no_way_in() {
     }
 }
 
+/// For some seconds a new IPv6 address may still turn out to be another host's (RFC 4862 §5.4). Until then nothing leads to it;
+/// a guard that looked only at where packets end would leave it open from then on.
+#[test]
+fn an_address_that_is_not_in_use_yet_is_no_way_in_later() {
+    let Some(world) = World::new("an_address_that_is_not_in_use_yet_is_no_way_in_later") else {
+        return;
+    };
+    world.serve("in", world.port);
+    world.serve("in", world.port + 1);
+    world.within("in", || fs::write("/proc/sys/net/ipv6/conf/in0/dad_transmits", "5").unwrap());
+    let address = world.address6(0, 77);
+    world.ip("in", &format!("addr add {address}/64 dev in0"));
+    let is_tried = || {
+        let mut list = Command::new("ip");
+        list.args(["-n", &world.space("in"), "-6", "addr", "show", "dev", "in0", "tentative"]);
+        String::from_utf8(list.output().unwrap().stdout).unwrap().contains(&address.to_string())
+    };
+    world.enforce("");
+    assert!(is_tried(), "it was in use before the guard was in force, which shows nothing");
+    eventually("the address is in use", || !is_tried());
+    let reach = |port| world.reach_from_afar(SocketAddr::new(address, port));
+    eventually("it can be reached", || reach(world.port + 1).is_ok());
+    assert_eq!(reach(world.port).expect_err("the door is open").kind(), io::ErrorKind::TimedOut);
+}
+
 #[test]
 fn the_agent_adopts_what_is_there_and_puts_back_what_is_taken_away() {
     let Some(world) = World::new("the_agent_adopts_what_is_there_and_puts_back_what_is_taken_away") else {

@@ -202,7 +202,7 @@ impl World {
     }
 
     /// Comes from another host as far as the guard can tell: a socket that this host's connect ring lets go.
-    fn reach_from_afar(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    pub(super) fn reach_from_afar(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let voucher = if self.pin.exists() { Voucher::open(Some(&self.pin)).unwrap() } else { None };
         self.within("out", move || open(voucher.as_ref(), None, to))
     }

@@ -56,7 +56,8 @@ impl Host {
         let netns =
             bpf::netns_cookie(&netlink).context("cannot tell network namespaces apart (Linux 5.14 or later can)")?;
         let interfaces = interfaces(&mut netlink).context("cannot list the interfaces")?;
-        let (local, default_routes) = routes(&mut netlink).context("cannot list the routes")?;
+        let (mut local, default_routes) = routes(&mut netlink).context("cannot list the routes")?;
+        add_addresses(&mut netlink, &mut local).context("cannot list the addresses")?;
         Ok(Self { netns, interfaces, local, default_routes })
     }
 }
@@ -132,6 +133,35 @@ fn routes(netlink: &mut Netlink) -> io::Result<(Vec<Prefix>, HashSet<u32>)> {
     Ok((found, defaults))
 }
 
+/// Addresses that are here but that no route leads to: those of an interface that is down, and IPv6 addresses that may still
+/// turn out to be another host's (RFC 4862 §5.4). Packets will end at them once that is over.
+fn add_addresses(netlink: &mut Netlink, found: &mut Vec<Prefix>) -> io::Result<()> {
+    const GET_ADDRESS: u16 = 22;
+    netlink.dump(GET_ADDRESS, &[0; 8], |_, payload| {
+        if let Some(address) = own_address(payload) {
+            add_own(address, None, found);
+        }
+    })
+}
+
+fn own_address(payload: &[u8]) -> Option<IpAddr> {
+    const ADDRESS: u16 = 1;
+    const LOCAL: u16 = 2;
+    let (family, rest) = (*payload.first()?, payload.get(8..)?);
+    // On a point-to-point link the address is the other end's, and there is a local one.
+    let of = |kind: u16| attributes(rest).find(|(attribute, _)| *attribute == kind).map(|(_, value)| value);
+    ip(family, of(LOCAL).or_else(|| of(ADDRESS))?)
+}
+
+/// Adds a block of `bits`, or a single address.
+fn add_own(address: IpAddr, bits: Option<u8>, found: &mut Vec<Prefix>) {
+    let bits = bits.unwrap_or(if address.is_ipv4() { 32 } else { 128 });
+    let prefix = Prefix::new(address, bits, if address.is_loopback() { local::LOOPBACK } else { local::OWN });
+    if !found.contains(&prefix) {
+        found.push(prefix);
+    }
+}
+
 fn route(payload: &[u8], found: &mut Vec<Prefix>, defaults: &mut HashSet<u32>) {
     const DESTINATION: u16 = 1;
     const OUT_INTERFACE: u16 = 4;
@@ -148,10 +178,7 @@ fn route(payload: &[u8], found: &mut Vec<Prefix>, defaults: &mut HashSet<u32>) {
     if kind == LOCAL && (table == TABLE_LOCAL || bits > 0) {
         let destination = attributes(rest).find(|(attribute, _)| *attribute == DESTINATION).map(|(_, value)| value);
         if let Some(address) = destination.and_then(|octets| ip(family, octets)) {
-            let prefix = Prefix::new(address, bits, if address.is_loopback() { local::LOOPBACK } else { local::OWN });
-            if !found.contains(&prefix) {
-                found.push(prefix);
-            }
+            add_own(address, Some(bits), found);
         }
     }
     if table == TABLE_MAIN && kind == UNICAST && bits == 0 {

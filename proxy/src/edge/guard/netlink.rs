@@ -15,6 +15,10 @@ const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
+/// On a message of a dump: something changed while it was made, and what it lists may be neither the old nor the new.
+const INTERRUPTED: u16 = 0x10;
+/// A dump that is interrupted this often is given up.
+const DUMPS: usize = 20;
 /// Larger than any message of a dump: the kernel fills at most 32 KiB at a time.
 const BUFFER: usize = 64 * 1024;
 
@@ -38,22 +42,33 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Asks for a list, and calls `each` with the type and the payload of every entry.
+    /// Asks for a list, and calls `each` with the type and the payload of every entry, once the list is known to be whole.
+    ///
+    /// # Errors
+    /// As recv(2), what the kernel answers, and when the list never stays the same while it is read.
     pub(super) fn dump(&mut self, kind: u16, payload: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-        self.send(kind, REQUEST | DUMP, payload)?;
-        self.receive(&mut each)
+        let mut entries = Vec::new();
+        for _ in 0..DUMPS {
+            entries.clear();
+            self.send(kind, REQUEST | DUMP, payload)?;
+            if self.receive(&mut |kind, payload| entries.push((kind, payload.to_vec())))? {
+                entries.iter().for_each(|(kind, payload)| each(*kind, payload));
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("it changes all the time while it is read: try again"))
     }
 
     /// Asks for one thing to be done and waits for the answer.
     pub(super) fn request(&mut self, kind: u16, payload: &[u8]) -> io::Result<()> {
         self.send(kind, REQUEST | ACK, payload)?;
-        self.receive(&mut |_, _| {})
+        self.receive(&mut |_, _| {}).map(drop)
     }
 
     /// Asks for a new thing.
     pub(super) fn make(&mut self, kind: u16, payload: &[u8]) -> io::Result<()> {
         self.send(kind, REQUEST | ACK | CREATE | EXCLUSIVE, payload)?;
-        self.receive(&mut |_, _| {})
+        self.receive(&mut |_, _| {}).map(drop)
     }
 
     fn send(&mut self, kind: u16, flags: u16, payload: &[u8]) -> io::Result<()> {
@@ -70,21 +85,24 @@ impl Netlink {
         Ok(())
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<()> {
+    /// Whether what was received is whole.
+    fn receive(&mut self, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
         let mut buffer = vec![0; BUFFER];
+        let mut whole = true;
         loop {
             let (len, _) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
             let mut rest = &buffer[..len];
-            while let Some((kind, sequence, payload, next)) = message(rest) {
+            while let Some((Kind { kind, flags, sequence }, payload, next)) = message(rest) {
                 rest = next;
                 if sequence != self.sequence {
                     continue;
                 }
+                whole &= flags & INTERRUPTED == 0;
                 match kind {
-                    DONE => return Ok(()),
+                    DONE => return Ok(whole),
                     ERROR => {
                         let errno = u32_at(payload, 0).map_or(libc::EPROTO, |code| code.cast_signed().wrapping_neg());
-                        return if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) };
+                        return if errno == 0 { Ok(whole) } else { Err(io::Error::from_raw_os_error(errno)) };
                     }
                     _ => each(kind, payload),
                 }
@@ -119,12 +137,19 @@ pub(super) fn drain(socket: &OwnedFd) {
     }
 }
 
-/// The first message of `bytes`: type, sequence number, payload, and what follows.
-fn message(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
+/// What a message says of itself.
+struct Kind {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+/// The first message of `bytes`: its head, its payload, and what follows.
+fn message(bytes: &[u8]) -> Option<(Kind, &[u8], &[u8])> {
     let len = u32_at(bytes, 0)? as usize;
     let payload = bytes.get(HEADER..len)?;
     let next = bytes.get(aligned(len)..).unwrap_or_default();
-    Some((u16_at(bytes, 4)?, u32_at(bytes, 8)?, payload, next))
+    Some((Kind { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)?, sequence: u32_at(bytes, 8)? }, payload, next))
 }
 
 /// The attributes in `bytes`, by type and payload.
@@ -156,7 +181,49 @@ pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+
+    fn message_of(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(HEADER + payload.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// Asks a kernel of ours for a list, of which the first `interrupted` answers are not whole.
+    fn listed(interrupted: u32) -> io::Result<Vec<Vec<u8>>> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let kernel = thread::spawn(move || {
+            let mut asked = [0; 64];
+            while rustix::net::recv(&theirs, &mut asked[..], RecvFlags::empty()).is_ok_and(|(len, _)| len > 0) {
+                let sequence = u32_at(&asked, 8).unwrap();
+                let entry = message_of(20, 0, sequence, &sequence.to_be_bytes());
+                let flags = if sequence <= interrupted { INTERRUPTED } else { 0 };
+                for message in [entry, message_of(DONE, flags, sequence, &[0; 4])] {
+                    rustix::net::send(&theirs, &message, SendFlags::empty()).unwrap();
+                }
+            }
+        });
+        let mut netlink = Netlink { socket: ours, sequence: 0 };
+        let mut seen = Vec::new();
+        let result = netlink.dump(18, &[0; 16], |_, payload| seen.push(payload.to_vec()));
+        drop(netlink);
+        kernel.join().unwrap();
+        result.map(|()| seen)
+    }
+
+    #[test]
+    fn a_list_that_changed_while_it_was_read_is_read_again() {
+        assert_eq!(listed(0).unwrap(), [[0, 0, 0, 1]]);
+        assert_eq!(listed(3).unwrap(), [[0, 0, 0, 4]], "nothing of the lists before it");
+        assert!(listed(u32::MAX).unwrap_err().to_string().contains("try again"));
+    }
 
     #[test]
     fn attributes_end_where_the_bytes_do() {
