@@ -8,7 +8,6 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 
-use super::provider::provider;
 use crate::edge::files::load_certificates;
 
 /// Whom an `https://` upstream has to be.
@@ -36,7 +35,8 @@ pub fn client_config(roots: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> 
             bail!("this system has no root certificates: install ca-certificates, or name a file in upstream_ca");
         }
     }
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_root_certificates(store)
         .with_no_client_auth();

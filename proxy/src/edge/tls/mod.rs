@@ -5,13 +5,11 @@
 //! * [`kernel`]: the same in the kernel
 //! * [`server`]: certificates by server name, client certificates, tickets; all of it re-read by [`renewal`]
 //! * [`client`]: whom an upstream has to be
-//! * [`provider`]: the cryptography that both stand on
 //! * [`tally`]: what became of the handshakes
 
 pub mod client;
 pub mod kernel;
 mod outbox;
-mod provider;
 pub mod renewal;
 pub mod server;
 pub mod session;

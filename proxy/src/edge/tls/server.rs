@@ -15,7 +15,6 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiC
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 
-use super::provider::provider;
 use crate::auth::certificate::not_after;
 use crate::config::{Listener, TlsIdentity};
 use crate::edge::files::{load_certificates, load_identity};
@@ -162,7 +161,7 @@ fn config(
     client_ca: Option<&Path>,
     roots: &[CertificateDer<'static>],
 ) -> Result<ServerConfig, String> {
-    let provider = provider();
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let failed = |error: rustls::Error| format!("cannot set up TLS: {error}");
     let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
