@@ -92,7 +92,7 @@ impl Netlink {
         loop {
             let (len, _) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
             let mut rest = &buffer[..len];
-            while let Some((Kind { kind, flags, sequence }, payload, next)) = message(rest) {
+            while let Some((Head { kind, flags, sequence }, payload, next)) = message(rest) {
                 rest = next;
                 if sequence != self.sequence {
                     continue;
@@ -138,18 +138,18 @@ pub(super) fn drain(socket: &OwnedFd) {
 }
 
 /// What a message says of itself.
-struct Kind {
+struct Head {
     kind: u16,
     flags: u16,
     sequence: u32,
 }
 
 /// The first message of `bytes`: its head, its payload, and what follows.
-fn message(bytes: &[u8]) -> Option<(Kind, &[u8], &[u8])> {
+fn message(bytes: &[u8]) -> Option<(Head, &[u8], &[u8])> {
     let len = u32_at(bytes, 0)? as usize;
     let payload = bytes.get(HEADER..len)?;
     let next = bytes.get(aligned(len)..).unwrap_or_default();
-    Some((Kind { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)?, sequence: u32_at(bytes, 8)? }, payload, next))
+    Some((Head { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)?, sequence: u32_at(bytes, 8)? }, payload, next))
 }
 
 /// The attributes in `bytes`, by type and payload.

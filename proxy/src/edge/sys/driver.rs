@@ -113,10 +113,8 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::net::{TcpListener, TcpStream};
     use std::pin::pin;
-    use std::task::Poll;
     use std::time::Duration;
 
     use futures_util::poll;
@@ -148,7 +146,7 @@ mod tests {
             if round % 2 == 0 {
                 wait.await.unwrap();
             } else {
-                drop(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await);
+                let _ = poll!(wait.as_mut());
             }
             near.readable().await.unwrap();
             let mut byte = [0; 2];

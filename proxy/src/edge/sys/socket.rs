@@ -124,8 +124,8 @@ impl Socket {
     /// When the runtime cannot wait for it.
     pub async fn readable(&self) -> io::Result<()> {
         if is_on_epoll() {
-            // The runtime remembers that something was there, and after that was read this asks the kernel and forgets it.
-            // Then the next event is true, and asking once more would only cost: a `false` here is for both.
+            // The runtime remembers that something was there, which has been read since: with `false` it asks the kernel and
+            // forgets it. The next event is new then, and believed with `true`: `false` would ask the kernel again.
             let asked = poll!(pin!(self.inner.readable(false)));
             return match asked {
                 Poll::Ready(done) => done,
