@@ -182,6 +182,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None if args.pgo => dist::build(true)?,
         None => build()?,
     };
+    if [Name::All, Name::Pulls].contains(&args.name) {
+        build_yardstick()?;
+    }
     let exe = std::env::current_exe().context("cannot tell which program this is")?;
     // Whatever becomes of us, the one inside is told, and ends what it started.
     let mut command = Command::new("setpriv");
@@ -234,9 +237,19 @@ fn measure(args: &Args, program: &Path) -> anyhow::Result<()> {
 }
 
 fn build() -> anyhow::Result<PathBuf> {
-    let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis"]);
-    cmd.log(workspace::log("bench-build")?).step("cargo build --release")?;
+    cargo_build(&[], "cargo build --release")?;
     Ok(workspace::target().join("release/portcullis"))
+}
+
+/// The relay of [`peers::bare_tls`].
+fn build_yardstick() -> anyhow::Result<()> {
+    cargo_build(&["--example", "bare-tls"], "a relay that does nothing but TLS")
+}
+
+fn cargo_build(what: &[&str], step: &str) -> anyhow::Result<()> {
+    let cmd = workspace::cargo().args(["build", "--release", "--locked", "-p", "portcullis"]).args(what);
+    cmd.log(workspace::log("bench-build")?).step(step)?;
+    Ok(())
 }
 
 /// BBR paces even on loopback, which multiplies the cost of a spliced byte by five; reno does not.

@@ -11,6 +11,7 @@ use super::world::{CREDS, MANIFEST_TARGET, World, manifest};
 use crate::lab::curl::{Answer, Curl};
 use crate::lab::gate::{Gate, Serve};
 use crate::lab::process::{Service, Usage, free_address, random};
+use crate::workspace;
 
 const COMMON: [(&str, &str); 4] = [
     ("nginx-common.conf", include_str!("../../../benches/peers/nginx-common.conf")),
@@ -36,6 +37,8 @@ pub(super) enum Kind {
     Haproxy(&'static str),
     /// The relay of [`super::bare`].
     Bare,
+    /// The relay of `benches/bare_tls.rs`.
+    BareTls,
     /// No proxy at all.
     Direct,
 }
@@ -133,6 +136,12 @@ impl Candidate {
                 let cmd = world.as_proxy().arg(exe).args(["bare-relay", &addr.to_string(), &backend.to_string()]);
                 (addr, started("bare-relay", cmd, &home, addr)?)
             }
+            Kind::BareTls => {
+                let backend = self.backend.unwrap_or(world.registry);
+                let cmd = world.as_proxy().arg(bare_tls()).args([addr.to_string(), backend.to_string()]);
+                let cmd = cmd.args([&world.identity.cert, &world.identity.key]);
+                (addr, started("bare-tls", cmd, &home, addr)?)
+            }
             Kind::Direct => (self.backend.unwrap_or(world.registry), Process::None),
         };
         Ok(Peer { name: self.name.clone(), addr, tls: self.tls, process })
@@ -203,6 +212,11 @@ impl Candidate {
         fs::write(&file, both).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(format!("ssl crt {}", file.display()))
     }
+}
+
+/// Where [`super::build_yardstick`] puts the relay that does nothing but TLS.
+pub(super) fn bare_tls() -> PathBuf {
+    workspace::target().join("release/examples/bare-tls")
 }
 
 fn started(name: &str, cmd: crate::lab::cmd::Cmd, home: &Path, addr: SocketAddr) -> anyhow::Result<Process> {
