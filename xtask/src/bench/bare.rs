@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Context;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, listen, recv, send};
 
 /// More than any request or answer of the bench.
 const ROOM: usize = 16 << 10;
 const LISTENER: u64 = 0;
+/// As every nginx of the benches has it.
+const BACKLOG: i32 = 4096;
 
 /// Where it listens, and what for.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,6 +35,8 @@ struct Relay {
 /// When it cannot listen, or what it relays to is not there.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    // More than std asks for: with fewer, clients that come all at once wait for a second and try again.
+    listen(&listener, BACKLOG).context("cannot let clients wait")?;
     let poll = epoll::create(CreateFlags::CLOEXEC).context("cannot create an epoll")?;
     epoll::add(&poll, &listener, EventData::new_u64(LISTENER), EventFlags::IN).context("cannot wait for clients")?;
     let mut relay = Relay { poll, ends: Vec::new(), to: args.to };

@@ -102,10 +102,13 @@ pub(super) fn openssl_configuration(world: &World) -> anyhow::Result<PathBuf> {
 
 /// Measures a proxy under a load that runs.
 pub(super) fn window(world: &World, peer: &Peer, warm: Duration, window: Duration) -> anyhow::Result<Shot> {
-    interrupt::sleep(warm);
-    let (from, begun, before) = (world.forwarded()?, Instant::now(), peer.usage()?);
+    let begun = Instant::now();
+    let mut counter = world.counter()?;
+    counter.read()?;
+    interrupt::sleep(warm.saturating_sub(begun.elapsed()));
+    let (from, begun, before) = (counter.read()?, Instant::now(), peer.usage()?);
     interrupt::sleep(window);
-    let (to, seconds, after) = (world.forwarded()?, begun.elapsed().as_secs_f64(), peer.usage()?);
+    let (to, seconds, after) = (counter.read()?, begun.elapsed().as_secs_f64(), peer.usage()?);
     interrupt::check()?;
     // One of them asked for the counters.
     let requests = to.saturating_sub(from).saturating_sub(1) as f64;

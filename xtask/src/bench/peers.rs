@@ -65,11 +65,22 @@ pub(super) struct Candidate {
     epoll: bool,
     htpasswd: Option<PathBuf>,
     backend: Option<SocketAddr>,
+    /// Idle connections that an nginx keeps to what it stands before.
+    kept: usize,
 }
 
 impl Candidate {
     pub(super) fn new(name: &str, kind: Kind) -> Self {
-        Self { name: name.to_owned(), kind, login: true, tls: false, epoll: false, htpasswd: None, backend: None }
+        Self {
+            name: name.to_owned(),
+            kind,
+            login: true,
+            tls: false,
+            epoll: false,
+            htpasswd: None,
+            backend: None,
+            kept: 256,
+        }
     }
 
     /// The gate as people run it, asking the auth service.
@@ -96,6 +107,12 @@ impl Candidate {
     /// Checks passwords with this file instead of asking the auth service.
     pub(super) fn htpasswd(mut self, file: &Path) -> Self {
         self.htpasswd = Some(file.to_owned());
+        self
+    }
+
+    /// Keeps so many idle connections to what it stands before, instead of 256.
+    pub(super) fn keeping(mut self, connections: usize) -> Self {
+        self.kept = connections;
         self
     }
 
@@ -198,6 +215,7 @@ impl Candidate {
             .with("TLS-LISTEN", &tls_listen)
             .with("TLS", tls_lines)
             .with("BACKEND", &self.backend.unwrap_or(world.registry).to_string())
+            .with("KEPT", &self.kept.to_string())
             .with("AUTH", &world.auth.to_string())
             .with("HTPASSWD", &htpasswd.display().to_string())
             .with("CERT", &world.identity.cert.display().to_string())
