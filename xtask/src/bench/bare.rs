@@ -11,7 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, listen, recv, send};
 /// More than any request or answer of the bench.
 const ROOM: usize = 16 << 10;
 const LISTENER: u64 = 0;
-/// As every nginx of the benches has it.
+/// As the tuned nginx have it.
 const BACKLOG: i32 = 4096;
 
 /// Where it listens, and what for.
