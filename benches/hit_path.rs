@@ -14,7 +14,7 @@ use portcullis::registry::access::{Access, Action};
 use portcullis::registry::name::RepositoryName;
 use portcullis::verdict::cache::{Cache, Terms};
 use portcullis::verdict::epoch::Epochs;
-use portcullis::verdict::key::{BootKey, Key, Question};
+use portcullis::verdict::key::{BootKey, Key, Question, Scope};
 use portcullis::verdict::{Answer, decide};
 
 /// `builder-1:correct horse battery staple`
@@ -40,28 +40,25 @@ impl World {
         };
         let terms = Terms { allow: Duration::from_secs(3600), ..Terms::default() };
         let known = Answer::Known(Principal::user("builder-1").into());
-        world.cache.learn(world.key(Some("builder-1")), &known, None, &terms, 0);
+        world.cache.learn(world.key(), &known, None, &terms, 0);
         world
     }
 
-    fn key(&self, user: Option<&str>) -> Key {
-        let scope: Vec<String> = self.accesses.iter().map(ToString::to_string).collect();
-        let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
+    fn key(&self) -> Key {
         let authorization = Some(black_box(AUTHORIZATION));
         self.boot.key(&Question {
-            epoch: self.epochs.of(user),
+            epoch: self.epochs.of(|| Some("builder-1")),
             site: 0,
             secure: true,
             authorization,
             certificate: None,
-            scope: &scope,
+            scope: Scope::Accesses(&self.accesses),
         })
     }
 
     /// From the Authorization field to the permit, as the gate goes.
     fn whole(&self) -> bool {
-        let basic = credentials::parse(black_box(AUTHORIZATION)).ok();
-        let key = self.key(basic.as_ref().map(|basic| basic.user.as_str()));
+        let key = self.key();
         self.cache.get(&key, 1).is_some_and(|answer| decide(&answer, &self.policy, &self.accesses).is_ok())
     }
 }
@@ -83,11 +80,11 @@ fn beside(act: impl Fn() + Send + 'static, bench: impl FnOnce()) {
 fn hit_path(c: &mut Criterion) {
     let world = Arc::new(World::new());
     assert!(world.whole(), "the verdict is not in the cache");
-    let key = world.key(Some("builder-1"));
+    let key = world.key();
     let mut group = c.benchmark_group("hit path");
     group.throughput(Throughput::Elements(1));
     group.bench_function("parse credentials", |b| b.iter(|| credentials::parse(black_box(AUTHORIZATION))));
-    group.bench_function("key", |b| b.iter(|| world.key(black_box(Some("builder-1")))));
+    group.bench_function("key", |b| b.iter(|| world.key()));
     group.bench_function("cache hit", |b| b.iter(|| world.cache.get(black_box(&key), 1)));
     group.bench_function("whole", |b| b.iter(|| world.whole()));
     let other = Arc::clone(&world);

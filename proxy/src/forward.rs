@@ -67,14 +67,16 @@ pub fn request_head(permit: &Permit, head: &RequestHead<'_>, target: &str, from:
 
 /// Appends what the gate asserts of the connection: `X-Forwarded-*` and `X-Real-IP`.
 pub fn assertions(from: &Downstream<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    let at = out.len();
     // Writing into a Vec does not fail.
-    let _ = write!(
-        out,
-        "X-Forwarded-For: {peer}\r\nX-Real-IP: {peer}\r\nX-Forwarded-Proto: {scheme}\r\nX-Forwarded-Host: {host}\r\n",
-        peer = from.peer,
-        scheme = from.scheme(),
-        host = from.host,
-    );
+    let _ = write!(out, "{}", from.peer);
+    let address = at..out.len();
+    out.extend_from_slice(b"\r\nX-Real-IP: ");
+    out.extend_from_within(address);
+    out.extend_from_slice(b"\r\n");
+    line(out, "X-Forwarded-Proto", from.scheme().as_bytes());
+    line(out, "X-Forwarded-Host", from.host.as_bytes());
 }
 
 fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -164,7 +166,12 @@ pub fn switched_head(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
 }
 
 fn status_line(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+    let digits = [head.status / 100, head.status / 10 % 10, head.status % 10];
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend(digits.map(|digit| b'0' + digit as u8));
+    for part in [" ", head.reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The fields of a response that are not for one hop only.

@@ -1,6 +1,7 @@
 //! The auth subrequest: what nginx calls `auth_request`, asked of a service that answers with a status.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -191,7 +192,7 @@ fn judge(reply: &Reply, user: Option<&str>) -> Asked {
     let answer = match reply.status {
         200..=299 => {
             let principal = user.map_or(Principal::Anonymous, Principal::user);
-            Answer::Known(Identity { principal, fields: reply.fields.clone() })
+            Answer::Known(Arc::new(Identity { principal, fields: reply.fields.clone() }))
         }
         401 => Answer::Unknown { challenge: reply.challenge.as_deref().map(Into::into) },
         403 => Answer::Forbidden,

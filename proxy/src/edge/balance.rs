@@ -7,14 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::io;
 use std::ops::Deref;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::telemetry::say;
+use super::telemetry::{Counters, say};
 use super::upstream::{Connection, Pool, Service, Tally};
-use super::watch::Watch;
 use super::worker::Site;
 use crate::balance::health::{Change, Health, Standing, Terms, Ticket};
 use crate::balance::idle::Need;
@@ -27,7 +25,7 @@ use crate::limit::Millis;
 const ATTEMPTS: usize = 4;
 
 /// After so many times the time for one attempt no further one begins.
-const RETRYING: u64 = 3;
+const RETRYING: u32 = 3;
 
 /// The first while that an upstream is out, and the longest.
 const PAUSE: Millis = 1_000;
@@ -142,13 +140,12 @@ impl Upstream {
 pub struct Upstreams {
     members: Vec<(Arc<Upstream>, Pool)>,
     balance: RefCell<Balance>,
-    watch: Rc<Watch>,
     retry_timeout: Duration,
 }
 
 impl Upstreams {
     /// With a pool for each.
-    pub fn new(site: &Site, watch: Rc<Watch>, limits: &Limits, pool: impl Fn(&Service) -> Pool) -> Self {
+    pub fn new(site: &Site, limits: &Limits, pool: impl Fn(&Service) -> Pool) -> Self {
         let member = |upstream: &Arc<Upstream>| {
             let pool = pool(&upstream.service);
             upstream.tallies.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(pool.tally()));
@@ -156,14 +153,13 @@ impl Upstreams {
         };
         let members: Vec<_> = site.upstreams.iter().map(member).collect();
         let balance = RefCell::new(Balance::new(members.len()));
-        Self { members, balance, watch, retry_timeout: limits.retry_timeout }
+        Self { members, balance, retry_timeout: limits.retry_timeout }
     }
 
     /// The attempts of one request; `repeatable` when it may be sent to one after the other.
-    pub fn tries(&self, repeatable: bool) -> Tries<'_> {
-        let all = Millis::try_from(self.retry_timeout.as_millis()).unwrap_or(Millis::MAX).saturating_mul(RETRYING);
-        let until = self.watch.now().saturating_add(all);
-        Tries { upstreams: self, repeatable, tried: [0; ATTEMPTS], count: 0, until }
+    /// They began at `began`.
+    pub fn tries(&self, repeatable: bool, began: Instant) -> Tries<'_> {
+        Tries { upstreams: self, repeatable, tried: [0; ATTEMPTS], count: 0, began }
     }
 
     /// Looks over the kept connections.
@@ -180,7 +176,7 @@ pub struct Tries<'u> {
     /// Of these the first `count`.
     tried: [usize; ATTEMPTS],
     count: usize,
-    until: Millis,
+    began: Instant,
 }
 
 impl<'u> Tries<'u> {
@@ -198,8 +194,8 @@ impl<'u> Tries<'u> {
                 self.tried[self.count] = index;
                 self.count += 1;
                 self.upstreams.balance.borrow_mut().begin(index);
-                pool.tally().requests.fetch_add(1, Ordering::Relaxed);
-                pool.tally().busy.fetch_add(1, Ordering::Relaxed);
+                Counters::add_own(&pool.tally().requests, 1);
+                Counters::add_own(&pool.tally().busy, 1);
                 let need = if self.repeatable { Need::Any } else { Need::Sure };
                 let ticket = Cell::new(Some(ticket));
                 return Some(Lease { upstream, pool, balance: &self.upstreams.balance, index, need, ticket });
@@ -224,7 +220,7 @@ impl<'u> Tries<'u> {
 
     fn is_over(&self) -> bool {
         self.count >= ATTEMPTS.min(self.upstreams.members.len())
-            || self.count > 0 && self.upstreams.watch.now() >= self.until
+            || self.count > 0 && self.began.elapsed() >= self.upstreams.retry_timeout.saturating_mul(RETRYING)
     }
 
     fn standing(&self, index: usize) -> Standing {
@@ -265,7 +261,7 @@ impl Lease<'_> {
     /// The upstream failed to answer.
     pub fn failed(&self, why: &str) {
         if let Some(ticket) = self.ticket.take() {
-            self.pool.tally().failures.fetch_add(1, Ordering::Relaxed);
+            Counters::add_own(&self.pool.tally().failures, 1);
             self.upstream.failed(ticket, why);
         }
     }
@@ -287,7 +283,7 @@ impl Deref for Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         self.balance.borrow_mut().end(self.index);
-        self.pool.tally().busy.fetch_sub(1, Ordering::Relaxed);
+        Counters::add_own(&self.pool.tally().busy, 1_u64.wrapping_neg());
         if let Some(ticket) = self.ticket.take() {
             self.upstream.abandoned(ticket);
         }

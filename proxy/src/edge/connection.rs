@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::arrival::{Arrival, arrive};
-use super::exchange;
+use super::exchange::{self, Allowed};
 use super::heard::Heard;
 use super::listener::{Door, Settings};
 use super::plan::Plan;
@@ -157,24 +157,25 @@ impl Client<'_> {
 
     /// Answers the request whose head is the first `len` bytes of `read`.
     async fn request(&self, len: usize, read: &mut Vec<u8>) -> Next {
-        let (began, clock) = (SystemTime::now(), Instant::now());
+        let clock = Instant::now();
         // What follows the head stays in `read`; the head's bytes live as long as the exchange.
         let rest = read.split_off(len);
         let heard = Heard::new(std::mem::replace(read, rest));
-        let mut record = Record { began: Some(began), ..Record::default() };
+        let mut record = Record::default();
         let next = match head::request(heard.bytes(), &self.limits()) {
             Ok(head) => {
                 heard.holds(head.authorization.unwrap_or_default());
                 if self.worker.shared.log.is_on() {
+                    record.began = Some(SystemTime::now());
                     record.method = head.method.to_owned();
                     record.target = loggable_target(head.target);
                 }
-                self.understood(&head, read, &mut record).await
+                self.understood(&head, clock, read, &mut record).await
             }
             Err(reject) => return self.reject(&Failure::Reject(reject), record).await,
         };
         record.took = clock.elapsed();
-        self.log(record);
+        self.log(&mut record);
         next
     }
 
@@ -207,8 +208,14 @@ impl Client<'_> {
         Limits { head_bytes: limits.head_bytes, target_bytes: limits.target_bytes, fields: limits.fields }
     }
 
-    /// From a head to an answer.
-    async fn understood(&self, head: &RequestHead<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
+    /// From a head, which was there at `clock`, to an answer.
+    async fn understood(
+        &self,
+        head: &RequestHead<'_>,
+        clock: Instant,
+        read: &mut Vec<u8>,
+        record: &mut Record,
+    ) -> Next {
         if let Some(origin) = &self.settings.redirect {
             let moved = Failure::Moved([origin, head.target].concat());
             return self.refuse(&moved, false, head, Body::Unread, read, record).await;
@@ -226,17 +233,20 @@ impl Client<'_> {
         let from = Downstream {
             peer: self.peer.ip().to_canonical(),
             secure: self.stream.is_secure(),
-            certificate: self.certificate.as_ref().filter(|certificate| certificate.holds_at(seconds(record.began))),
+            certificate: self.certificate.as_ref().filter(|certificate| certificate.holds_at(now_in_seconds())),
             told: &self.worker.shared.config.auth.copy_headers,
             host: head
                 .host
                 .unwrap_or_else(|| plan.site(&self.worker.shared.sites).upstreams[0].service.authority.as_ref()),
         };
-        let clock = Instant::now();
-        let verdict = self.verdict(head, &plan, &from, record).await;
-        record.judged = Some(clock.elapsed());
+        let verdict = self.verdict(head, clock, &plan, &from, record).await;
+        let judged = Instant::now();
+        record.judged = Some(judged - clock);
         match verdict {
-            Ok((permit, target)) => exchange::run(self, &permit, head, &plan, target, &from, read, record).await,
+            Ok((permit, target)) => {
+                let allowed = Allowed { permit: &permit, head, plan: &plan, target, from: &from, at: judged };
+                exchange::run(self, &allowed, read, record).await
+            }
             Err(failure) => self.refuse(&failure, plan.oci, head, Body::Unread, read, record).await,
         }
     }
@@ -245,6 +255,7 @@ impl Client<'_> {
     async fn verdict<'p>(
         &self,
         head: &RequestHead<'_>,
+        clock: Instant,
         plan: &'p Plan,
         from: &Downstream<'_>,
         record: &mut Record,
@@ -259,12 +270,12 @@ impl Client<'_> {
         let backend = self.worker.backend.as_deref();
         let mut plain = false;
         let (mut target, mut verdict, mut source);
-        (target, (verdict, source)) = (&plan.target, gate.admit(&plan.ask(head, from, false), backend).await);
+        (target, (verdict, source)) = (&plan.target, gate.admit(&plan.ask(head, from, false, clock), backend).await);
         if let (Err(Refusal::Forbidden { .. }), Some(without)) = (&verdict, &plan.target_without_mount) {
             // No right to pull from the other repository: without the mount the client simply uploads.
             target = without;
             plain = true;
-            (verdict, source) = gate.admit(&plan.ask(head, from, true), backend).await;
+            (verdict, source) = gate.admit(&plan.ask(head, from, true, Instant::now()), backend).await;
         }
         Counters::add(&self.worker.shared.counters.verdicts[source as usize], 1);
         record.verdict = Some(source.as_str());
@@ -332,7 +343,7 @@ impl Client<'_> {
         record.status = failure.status();
         record.error = Some(failure.message().into_owned());
         let sent = self.answer(failure, &style).await;
-        self.log(record);
+        self.log(&mut record);
         if sent { Next::Linger } else { Next::Abort }
     }
 
@@ -388,19 +399,19 @@ impl Client<'_> {
         !self.worker.watch.draining() && !self.stream.is_worn()
     }
 
-    fn log(&self, mut record: Record) {
+    fn log(&self, record: &mut Record) {
         let shared = &self.worker.shared;
         Counters::add(&shared.counters.exchanges[usize::from(record.status / 100).min(5)], 1);
-        self.worker.requests.count(&record);
+        self.worker.requests.count(record);
         if shared.log.is_on() {
             record.peer = Some(self.peer);
             record.tls = self.stream.tls_version();
-            shared.log.write(&record);
+            shared.log.write(record);
         }
     }
 }
 
-/// Seconds since 1970.
-fn seconds(time: Option<SystemTime>) -> u64 {
-    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(u64::MAX, |since| since.as_secs())
+/// Seconds since 1970; before it, at the end of all certificates.
+fn now_in_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs())
 }

@@ -28,24 +28,38 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// that never sees the field cannot answer it at the wrong time.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+/// Room for a usual head. The allocator has quick ways for this much and not for more.
+const HEAD_ROOM: usize = 1024;
+
+/// What a head may gain on its way.
+const ADDED: usize = 128;
+
+/// A request that may pass.
+#[derive(Debug)]
+pub struct Allowed<'r> {
+    /// The right to it.
+    pub permit: &'r Permit,
+    /// Its head as it came.
+    pub head: &'r RequestHead<'r>,
+    /// What it asks for.
+    pub plan: &'r Plan,
+    /// The target that the permit is for.
+    pub target: &'r str,
+    /// The connection that it came on.
+    pub from: &'r Downstream<'r>,
+    /// When there was the permit.
+    pub at: Instant,
+}
+
 /// Everything that stays the same through the attempts of one exchange.
 struct Exchange<'e> {
     client: &'e Client<'e>,
+    allowed: &'e Allowed<'e>,
     head: &'e RequestHead<'e>,
-    from: &'e Downstream<'e>,
-    public_url: Option<&'e str>,
-    /// Answer in OCI JSON.
-    oci: bool,
-    /// A large response body is to be expected.
-    is_blob: bool,
-    /// Bytes that the request's body may have.
-    most: u64,
-    /// When there was a permit.
-    began: Instant,
     /// The request head for the upstream.
     wire: Vec<u8>,
     /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
-    switched: Cell<Option<(Connection, usize)>>,
+    switched: Cell<Option<Box<(Connection, usize)>>>,
 }
 
 /// Why an attempt gave no response.
@@ -74,26 +88,23 @@ enum Sent {
     Answered(Next),
 }
 
+/// What becomes of an upstream's connection after its response.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    /// Another request may go over it.
+    Keep,
+    /// Nothing more goes over it.
+    Close,
+    /// It speaks another protocol behind a head of this length.
+    Switch(usize),
+}
+
 /// Forwards a request and relays the response.
-#[allow(clippy::too_many_arguments, reason = "the parts of one request, each of another kind")]
-pub async fn run(
-    client: &Client<'_>,
-    permit: &Permit,
-    head: &RequestHead<'_>,
-    plan: &Plan,
-    target: &str,
-    from: &Downstream<'_>,
-    read: &mut Vec<u8>,
-    record: &mut Record,
-) -> Next {
-    let mut wire = Vec::with_capacity(1024);
+pub async fn run(client: &Client<'_>, allowed: &Allowed<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
+    let Allowed { permit, head, plan, target, from, .. } = *allowed;
+    let mut wire = Vec::with_capacity(HEAD_ROOM);
     forward::request_head(permit, head, target, from, &mut wire);
-    let public_url = plan.site(&client.worker.shared.sites).public_url.as_deref();
-    let switched = Cell::default();
-    let (oci, is_blob, began) = (plan.oci, plan.is_blob, Instant::now());
-    let most =
-        if plan.is_manifest_upload { client.worker.shared.config.limits.manifest_bytes as u64 } else { u64::MAX };
-    let exchange = Exchange { client, head, from, public_url, oci, is_blob, most, began, wire, switched };
+    let exchange = Exchange { client, allowed, head, wire, switched: Cell::default() };
     let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
@@ -101,7 +112,8 @@ pub async fn run(
         // In a box of its own: most requests have no body, and none of its two directions.
         Box::pin(exchange.with_body(upstreams, read, record)).await
     };
-    if let Some((mut up, len)) = exchange.switched.take() {
+    if let Some(switched) = exchange.switched.take() {
+        let (mut up, len) = *switched;
         let rest = up.read.split_off(len);
         let answer = std::mem::replace(&mut up.read, rest);
         return match head::response(&answer, head.method) {
@@ -131,10 +143,15 @@ impl Exchange<'_> {
         &self.client.worker.shared.config.limits
     }
 
+    /// Bytes that the request's body may have.
+    fn most(&self) -> u64 {
+        if self.allowed.plan.is_manifest_upload { self.limits().manifest_bytes as u64 } else { u64::MAX }
+    }
+
     /// A request without a body: it may be sent again while no response has come, if it changes nothing.
     async fn without_body(&self, upstreams: &Upstreams, record: &mut Record) -> Result<Next, Failed> {
         let safe = matches!(self.head.method, "GET" | "HEAD");
-        let (mut tries, mut failures) = (upstreams.tries(safe), None);
+        let (mut tries, mut failures) = (upstreams.tries(safe, self.allowed.at), None);
         while let Some(lease) = tries.attempt() {
             match blame(&lease, self.once(&lease, safe, &tries, record).await) {
                 Err(Failed::Retry(cause)) => failures = Some(cause.after(failures, &lease)),
@@ -166,7 +183,9 @@ impl Exchange<'_> {
                             why: format!("it answers {status}"),
                         }));
                     }
-                    return Ok(self.respond(lease, up, len, record).await);
+                    let (next, then) = self.respond(lease, &mut up, len, record).await;
+                    self.settle(lease, up, then);
+                    return Ok(next);
                 }
                 Err(NoResponse::Lost { silent: true, .. }) if up.reused && safe => {
                     up = Box::pin(lease.connect()).await.map_err(|error| cannot_connect(&error))?;
@@ -179,7 +198,7 @@ impl Exchange<'_> {
 
     async fn ask(&self, up: &mut Connection, patience: Duration) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
-        up.stream.expect_large_body(self.is_blob);
+        up.stream.expect_large_body(self.allowed.plan.is_blob);
         up.stream.write_all(&self.wire).await.map_err(lost)?;
         up.stream.socket().expect_within(patience);
         response_head(&up.stream, &mut up.read).await
@@ -187,7 +206,7 @@ impl Exchange<'_> {
 
     /// A request with a body: it goes to the first upstream that takes the connection, and never twice.
     async fn with_body(&self, upstreams: &Upstreams, read: &mut Vec<u8>, record: &mut Record) -> Result<Next, Failed> {
-        let (mut tries, mut failures) = (upstreams.tries(false), None);
+        let (mut tries, mut failures) = (upstreams.tries(false, self.allowed.at), None);
         while let Some(lease) = tries.attempt() {
             match blame(&lease, lease.connection().await.map_err(|error| cannot_connect(&error))) {
                 Ok(up) => return blame(&lease, self.upload(&lease, up, read, record).await),
@@ -214,7 +233,11 @@ impl Exchange<'_> {
         record.received = received.total();
         count_received(self.client, &received);
         match sent? {
-            Sent::Whole(len) => Ok(self.respond(lease, up, len, record).await),
+            Sent::Whole(len) => {
+                let (next, then) = self.respond(lease, &mut up, len, record).await;
+                self.settle(lease, up, then);
+                Ok(next)
+            }
             Sent::CutShort(len) => {
                 let (next, _) = self.respond_over(lease, &up.stream, &mut up.read, len, false, record).await;
                 Ok(linger(next))
@@ -240,10 +263,11 @@ impl Exchange<'_> {
             to: upstream,
             framing: self.head.framing,
             rechunk: self.head.framing == Framing::Chunked,
-            most: self.most,
+            most: self.most(),
             moved: received,
         };
-        let mut sending = pin!(self.client.worker.mover.relay(&body, read, self.wire.clone()));
+        let behind = std::mem::take(read);
+        let mut sending = pin!(self.client.worker.mover.relay(&body, &behind, read, self.wire.clone()));
         let len = {
             let mut head = pin!(response_head(upstream, answer));
             match select(sending.as_mut(), head.as_mut()).await {
@@ -289,40 +313,44 @@ impl Exchange<'_> {
         })
     }
 
-    /// Relays the response to a request that went out whole, and keeps the upstream's connection if it can be used again.
-    async fn respond(&self, lease: &Lease<'_>, mut up: Connection, len: usize, record: &mut Record) -> Next {
+    /// Relays the response to a request that went out whole, and says what becomes of the upstream's connection.
+    async fn respond(&self, lease: &Lease<'_>, up: &mut Connection, len: usize, record: &mut Record) -> (Next, Then) {
         if let Some(protocol) = self.head.switches_to()
             && head::response(&up.read[..len], self.head.method).is_ok_and(|answer| answer.switched_to(protocol))
         {
             lease.answered(101);
-            record.awaited = Some(self.began.elapsed());
+            record.awaited = Some(self.allowed.at.elapsed());
             record.status = 101;
             record.upstream = Some(lease.service().authority.clone());
-            self.switched.set(Some((up, len)));
-            return Next::Close;
+            return (Next::Close, Then::Switch(len));
         }
         let (next, keep) = self.respond_over(lease, &up.stream, &mut up.read, len, true, record).await;
-        if keep {
-            lease.put(up);
-        }
-        next
+        (next, if keep { Then::Keep } else { Then::Close })
     }
 
-    /// Relays a response: what becomes of the client's connection, and whether the upstream's can be used again. `whole`
-    /// says whether the request has been read to its end.
+    fn settle(&self, lease: &Lease<'_>, up: Connection, then: Then) {
+        match then {
+            Then::Keep => lease.put(up),
+            Then::Switch(len) => self.switched.set(Some(Box::new((up, len)))),
+            Then::Close => {}
+        }
+    }
+
+    /// Relays a response, of which `read` has the head in its first `len` bytes: what becomes of the client's connection, and
+    /// whether the upstream's can be used again. `complete` says whether the request has been read to its end.
     async fn respond_over(
         &self,
         lease: &Lease<'_>,
         upstream: &Stream,
         read: &mut Vec<u8>,
         len: usize,
-        whole: bool,
+        complete: bool,
         record: &mut Record,
     ) -> (Next, bool) {
-        record.awaited = Some(self.began.elapsed());
-        let rest = read.split_off(len);
-        let head_bytes = std::mem::replace(read, rest);
-        let response = match head::response(&head_bytes, self.head.method) {
+        record.awaited = Some(self.allowed.at.elapsed());
+        let whole = std::mem::take(read);
+        let (head_bytes, behind) = whole.split_at(len);
+        let response = match head::response(head_bytes, self.head.method) {
             Ok(response) if response.status != 101 => response,
             _ => {
                 let (cause, mut nothing) = (no_response(&NoResponse::Invalid(Reject::Version)), Vec::new());
@@ -330,16 +358,28 @@ impl Exchange<'_> {
                 record.error = Some("the upstream's response head is not one that can be relayed".to_owned());
                 // An upstream that changes the protocol unasked may have meant the next bytes of the client for it.
                 let body = Body::Begun;
-                let next = self.client.refuse(&cause.failure, self.oci, self.head, body, &mut nothing, record).await;
+                let next = self
+                    .client
+                    .refuse(&cause.failure, self.allowed.plan.oci, self.head, body, &mut nothing, record)
+                    .await;
                 return (next, false);
             }
         };
-        let keep_alive = whole && self.head.keep_alive && self.client.may_go_on();
+        let keep_alive = complete && self.head.keep_alive && self.client.may_go_on();
         let plan = forward::plan_response(&response, self.head.version, keep_alive);
         record.status = response.status;
         lease.answered(response.status);
-        record.upstream = Some(lease.service().authority.clone());
-        match self.relay(&response, &plan, lease, upstream, read, record).await {
+        if self.client.worker.shared.log.is_on() {
+            record.upstream = Some(lease.service().authority.clone());
+        }
+        let out = self.answer_head(&response, &plan, lease, whole.len());
+        let (client, sent) = (&self.client.stream, Moved::default());
+        let (framing, rechunk) = (response.framing, plan.framing == Framing::Chunked);
+        let body = relay::Body { from: upstream, to: client, framing, rechunk, most: u64::MAX, moved: &sent };
+        let result = self.client.worker.mover.relay(&body, behind, read, out).await;
+        record.sent = sent.total();
+        record.relay = self.client.worker.shared.counters.body(&sent, client);
+        match result {
             Ok(()) if !read.is_empty() => {
                 // Who miscounts once is not believed again: nobody knows whose bytes these are.
                 record.error = Some("the upstream sent more than its response has".to_owned());
@@ -355,32 +395,19 @@ impl Exchange<'_> {
         }
     }
 
-    async fn relay(
+    /// The head for the client, with room for what came behind the upstream's: `arrived` bytes in all.
+    fn answer_head(
         &self,
         response: &ResponseHead<'_>,
         plan: &ResponsePlan,
         lease: &Lease<'_>,
-        upstream: &Stream,
-        read: &mut Vec<u8>,
-        record: &mut Record,
-    ) -> Result<(), Broken> {
-        let own = OwnOrigin { authorities: [&lease.service().authority, self.from.host], public_url: self.public_url };
-        // Room for the head and for what came behind it.
-        let mut out = Vec::with_capacity(512 + read.len());
+        arrived: usize,
+    ) -> Vec<u8> {
+        let public_url = self.allowed.plan.site(&self.client.worker.shared.sites).public_url.as_deref();
+        let own = OwnOrigin { authorities: [&lease.service().authority, self.allowed.from.host], public_url };
+        let mut out = Vec::with_capacity(HEAD_ROOM.max(arrived + ADDED));
         forward::response_head(response, plan, self.head.version, &own, &mut out);
-        let sent = Moved::default();
-        let body = relay::Body {
-            from: upstream,
-            to: &self.client.stream,
-            framing: response.framing,
-            rechunk: plan.framing == Framing::Chunked,
-            most: u64::MAX,
-            moved: &sent,
-        };
-        let result = self.client.worker.mover.relay(&body, read, out).await;
-        record.sent = sent.total();
-        record.relay = self.client.worker.shared.counters.body(&sent, &self.client.stream);
-        result
+        out
     }
 }
 

@@ -21,7 +21,7 @@ use crate::registry::access::{Access, Action};
 use crate::verdict::cache::{Cache, Terms};
 use crate::verdict::epoch::Epochs;
 use crate::verdict::flight::{Arrival, Flights, Role};
-use crate::verdict::key::{BootKey, Key, Question};
+use crate::verdict::key::{BootKey, Key, Question, Scope};
 use crate::verdict::{self, Answer, Verdict};
 
 /// Where a verdict came from, for the log and the counters.
@@ -73,6 +73,8 @@ pub struct Ask<'r> {
     pub accesses: &'r [Access],
     /// The client's connection.
     pub from: &'r Downstream<'r>,
+    /// When the question came up.
+    pub at: Instant,
 }
 
 /// The authenticators, what they said, and the policy. Shared by all workers.
@@ -254,17 +256,14 @@ impl Gate {
     }
 
     async fn answer(&self, ask: &Ask<'_>, backend: Option<&Backend>) -> (Answer, Source) {
-        let basic = ask.head.authorization.and_then(|value| credentials::parse(value).ok());
-        let user = basic.as_ref().map(|basic| basic.user.as_str());
-        let scope = scope(ask, backend.is_some());
-        let scope: Vec<&str> = scope.iter().map(AsRef::as_ref).collect();
+        let user = || Some(credentials::parse(ask.head.authorization?).ok()?.user);
         let question = Question {
             epoch: self.memory.epochs.of(user),
             site: ask.site,
             secure: ask.from.secure,
             authorization: ask.head.authorization,
             certificate: ask.from.certificate.map(|certificate| &certificate.fingerprint),
-            scope: &scope,
+            scope: scope(ask, backend.is_some()),
         };
         let key = self.memory.boot.key(&question);
         let (answer, source) = self.fresh(key, &question, ask, backend).await;
@@ -273,25 +272,26 @@ impl Gate {
             && self.memory.epochs.of(user) == question.epoch
             && let Some(stale) = self.stale(key, &question, ask)
         {
-            return self.pass(ask, stale, Source::Stale);
+            return self.pass(ask, stale, Source::Stale, self.now());
         }
         (answer, source)
     }
 
     /// A remembered answer, unless it would tell a source that guesses that this guess was right.
-    fn pass(&self, ask: &Ask<'_>, answer: Answer, source: Source) -> Sourced {
-        match self.attempts.pass(ask.head.authorization, ask.from.peer, &answer, self.now()) {
+    fn pass(&self, ask: &Ask<'_>, answer: Answer, source: Source, now: Millis) -> Sourced {
+        match self.attempts.pass(ask.head.authorization, ask.from.peer, &answer, now) {
             Ok(()) => (answer, source),
             Err(retry_after) => (Answer::Throttled { retry_after }, Source::Throttle),
         }
     }
 
     async fn fresh(&self, key: Key, question: &Question<'_>, ask: &Ask<'_>, backend: Option<&Backend>) -> Sourced {
-        if let Some(answer) = self.memory.cache.get(&key, self.now()) {
-            return self.pass(ask, answer, Source::Cache);
+        let now = self.at(ask.at);
+        if let Some(answer) = self.memory.cache.get(&key, now) {
+            return self.pass(ask, answer, Source::Cache, now);
         }
         // Before the flight, not in it: equal questions from two sources share a flight, but not their failures.
-        let attempt = match self.attempts.begin(ask.head.authorization, ask.from.peer, self.now()) {
+        let attempt = match self.attempts.begin(ask.head.authorization, ask.from.peer, now) {
             Ok(attempt) => attempt,
             Err(retry_after) => return (Answer::Throttled { retry_after }, Source::Throttle),
         };
@@ -334,7 +334,7 @@ impl Gate {
 
     /// The place of the note that a credential was refused.
     fn refused(&self, question: &Question<'_>) -> Key {
-        self.memory.boot.key(&Question { scope: &["refused"], ..*question })
+        self.memory.boot.key(&Question { scope: Scope::Refused, ..*question })
     }
 
     /// What may stand in for the authenticators: a permission to pull from a registry, and nothing else.
@@ -351,7 +351,11 @@ impl Gate {
     }
 
     fn now(&self) -> Millis {
-        Millis::try_from(self.memory.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
+        self.at(Instant::now())
+    }
+
+    fn at(&self, moment: Instant) -> Millis {
+        Millis::try_from(moment.saturating_duration_since(self.memory.start).as_millis()).unwrap_or(Millis::MAX)
     }
 
     /// Asks the authenticators: the htpasswd file first, then the backend.
@@ -391,14 +395,12 @@ pub struct Backend {
     pub path: String,
 }
 
-/// What the authenticator is told of a request and may judge by. A htpasswd file judges the credential alone; a backend
-/// sees which repository and which action, or the whole request for a service that is no registry.
-fn scope<'r>(ask: &Ask<'r>, backend: bool) -> Vec<std::borrow::Cow<'r, str>> {
+/// A htpasswd file judges the credential alone; a backend sees which repository and which action, or the whole request for a
+/// service that is no registry.
+fn scope<'r>(ask: &Ask<'r>, backend: bool) -> Scope<'r> {
     match ask.kind {
-        _ if !backend => Vec::new(),
-        Kind::Registry if !ask.accesses.is_empty() => {
-            ask.accesses.iter().map(|access| access.to_string().into()).collect()
-        }
-        Kind::Registry | Kind::Http => vec![ask.head.method.into(), ask.target.into(), ask.from.host.into()],
+        _ if !backend => Scope::Credential,
+        Kind::Registry if !ask.accesses.is_empty() => Scope::Accesses(ask.accesses),
+        Kind::Registry | Kind::Http => Scope::Request([ask.head.method, ask.target, ask.from.host]),
     }
 }

@@ -1,5 +1,7 @@
 //! What a request asks for: which site, and for a registry which endpoint, accesses and target.
 
+use std::time::Instant;
+
 use super::gate::Ask;
 use super::worker::Site;
 use crate::config::Kind;
@@ -100,12 +102,12 @@ impl Plan {
     }
 
     /// The question to the gate; `plain` leaves the mount and what it needs out.
-    pub fn ask<'r>(&'r self, head: &'r RequestHead<'r>, from: &'r Downstream<'r>, plain: bool) -> Ask<'r> {
+    pub fn ask<'r>(&'r self, head: &'r RequestHead<'r>, from: &'r Downstream<'r>, plain: bool, at: Instant) -> Ask<'r> {
         let target = match &self.target_without_mount {
             Some(target) if plain => target,
             _ => &self.target,
         };
-        Ask { site: self.site, kind: self.kind, head, target, accesses: self.accesses(plain), from }
+        Ask { site: self.site, kind: self.kind, head, target, accesses: self.accesses(plain), from, at }
     }
 }
 

@@ -87,22 +87,28 @@ pub struct Body<'c> {
 }
 
 impl Mover {
-    /// Relays one body. `read` holds what was read behind the head already; what belongs to the next message is left in
-    /// it. `ahead` is sent in front of the body, in one piece with its beginning.
+    /// Relays one body, of which `behind` was read with the head already. What turns out to belong to the next message is
+    /// added to `read`. `ahead` is sent in front of the body, in one piece with its beginning.
     ///
     /// # Errors
     /// [`Broken`]; both connections must then be closed.
-    pub async fn relay(&self, body: &Body<'_>, read: &mut Vec<u8>, ahead: Vec<u8>) -> Result<(), Broken> {
+    pub async fn relay(
+        &self,
+        body: &Body<'_>,
+        behind: &[u8],
+        read: &mut Vec<u8>,
+        ahead: Vec<u8>,
+    ) -> Result<(), Broken> {
         body.from.socket().expect_rate();
         body.to.socket().expect_rate();
         match body.framing {
             Framing::None => {
-                body.send(&ahead).await?;
-                Ok(())
+                read.extend_from_slice(behind);
+                body.send(&ahead).await
             }
-            Framing::Length(length) => self.exactly(body, length, read, ahead).await,
-            Framing::Chunked => self.chunks(body, read, ahead).await,
-            Framing::UntilClose => self.until_close(body, read, ahead).await,
+            Framing::Length(length) => self.exactly(body, length, behind, read, ahead).await,
+            Framing::Chunked => self.chunks(body, behind, read, ahead).await,
+            Framing::UntilClose => self.until_close(body, behind, read, ahead).await,
         }
     }
 
@@ -110,36 +116,53 @@ impl Mover {
         &self,
         body: &Body<'_>,
         length: u64,
+        behind: &[u8],
         read: &mut Vec<u8>,
         mut ahead: Vec<u8>,
     ) -> Result<(), Broken> {
-        let first = usize::try_from(length).unwrap_or(usize::MAX).min(read.len());
-        ahead.extend(read.drain(..first));
+        let first = usize::try_from(length).unwrap_or(usize::MAX).min(behind.len());
+        ahead.extend_from_slice(&behind[..first]);
+        read.extend_from_slice(&behind[first..]);
         body.send(&ahead).await?;
         count(&body.moved.copied, first);
         drop(ahead);
-        self.flow(body, Rest::Exactly(length - first as u64), read).await
+        let rest = Rest::Exactly(length - first as u64);
+        if rest.is_over() {
+            return Ok(());
+        }
+        // In a box of its own: most bodies are small and came with their heads.
+        Box::pin(self.flow(body, rest, read)).await
     }
 
-    async fn until_close(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
-        let first = read.len();
+    async fn until_close(
+        &self,
+        body: &Body<'_>,
+        behind: &[u8],
+        read: &mut Vec<u8>,
+        mut ahead: Vec<u8>,
+    ) -> Result<(), Broken> {
         if body.rechunk {
-            chunked::encode(read, &mut ahead);
-            read.clear();
+            chunked::encode(behind, &mut ahead);
         } else {
-            ahead.append(read);
+            ahead.extend_from_slice(behind);
         }
         body.send(&ahead).await?;
-        count(&body.moved.copied, first);
+        count(&body.moved.copied, behind.len());
         drop(ahead);
-        self.flow(body, Rest::UntilClose, read).await?;
+        Box::pin(self.flow(body, Rest::UntilClose, read)).await?;
         if body.rechunk { body.send(chunked::LAST_CHUNK).await } else { Ok(()) }
     }
 
-    async fn chunks(&self, body: &Body<'_>, read: &mut Vec<u8>, mut ahead: Vec<u8>) -> Result<(), Broken> {
+    async fn chunks(
+        &self,
+        body: &Body<'_>,
+        behind: &[u8],
+        read: &mut Vec<u8>,
+        mut ahead: Vec<u8>,
+    ) -> Result<(), Broken> {
         let mut decoder = Decoder::new();
-        let (consumed, moved) = body.recode(&mut decoder, read, &mut ahead)?;
-        read.drain(..consumed);
+        let (consumed, moved) = body.recode(&mut decoder, behind, &mut ahead)?;
+        read.extend_from_slice(&behind[consumed..]);
         body.send(&ahead).await?;
         count(&body.moved.copied, moved);
         drop(ahead);

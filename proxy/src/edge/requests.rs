@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::telemetry::Record;
+use super::telemetry::{Counters, Record};
 
 /// Endpoints of a registry; of other services nothing is known, and of some requests not even which it was for.
 const ENDPOINTS: [&str; 11] =
@@ -56,9 +56,9 @@ impl Requests {
         let micros = u64::try_from(record.took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS.iter().position(|(end, _)| micros <= *end).unwrap_or(BUCKETS.len());
         let counts = &self.0[endpoint];
-        counts.ended[usize::from(record.status / 100).min(5)][source].fetch_add(1, Ordering::Relaxed);
-        counts.took[bucket].fetch_add(1, Ordering::Relaxed);
-        counts.micros.fetch_add(micros, Ordering::Relaxed);
+        Counters::add_own(&counts.ended[usize::from(record.status / 100).min(5)][source], 1);
+        Counters::add_own(&counts.took[bucket], 1);
+        Counters::add_own(&counts.micros, micros);
     }
 }
 

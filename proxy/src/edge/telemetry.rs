@@ -97,6 +97,11 @@ impl Counters {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Adds to a counter that only this thread writes to: others read it, and nobody has to be kept out meanwhile.
+    pub fn add_own(counter: &AtomicU64, n: u64) {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
     /// Counts a response's body, and says how it went to a client.
     pub fn body(&self, moved: &Moved, to: &Stream) -> RelayPath {
         Self::add(&self.bytes_copied, moved.copied.get());
@@ -104,8 +109,11 @@ impl Counters {
             true => (RelayPath::Ktls, &self.bytes_ktls),
             false => (RelayPath::Splice, &self.bytes_spliced),
         };
+        if moved.spliced.get() == 0 {
+            return RelayPath::Copy;
+        }
         Self::add(counter, moved.spliced.get());
-        if moved.spliced.get() > 0 { path } else { RelayPath::Copy }
+        path
     }
 }
 

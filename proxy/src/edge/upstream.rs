@@ -13,6 +13,7 @@ use super::guard::vouch::Voucher;
 use super::names::Name;
 use super::stream::Stream;
 use super::sys::socket::{Socket, unconnected};
+use super::telemetry::Counters;
 use super::tls::Trust;
 use super::watch::Watch;
 use crate::balance::idle::{Idle, Need};
@@ -169,7 +170,7 @@ impl Pool {
             avoided.retain(|(known, _)| *known != address);
             match result {
                 Ok(connection) => {
-                    self.tally.opened.fetch_add(1, Ordering::Relaxed);
+                    Counters::add_own(&self.tally.opened, 1);
                     return Ok(connection);
                 }
                 Err(error) => {

@@ -157,7 +157,7 @@ impl Worker {
                 (Rc::clone(&before.upstreams), before.backend.clone())
             }
             _ => {
-                let upstreams = |site| Upstreams::new(site, Rc::clone(watch), &config.limits, pool);
+                let upstreams = |site| Upstreams::new(site, &config.limits, pool);
                 let backend = |(service, path): &(Service, String)| Backend { pool: pool(service), path: path.clone() };
                 let upstreams: Vec<_> = shared.sites.iter().map(upstreams).collect();
                 (Rc::new(upstreams), shared.backend.as_ref().map(backend).map(Rc::new))

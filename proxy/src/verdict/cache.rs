@@ -5,17 +5,21 @@
 //! sends every user to the authenticator at once.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
 
-use super::Answer;
 use super::key::Key;
+use super::{Answer, Identity};
 
 /// A monotonic time in milliseconds.
 pub type Millis = u64;
+
+/// Identities of which equal ones are found again, at the most.
+const SHARED: usize = 1024;
 
 struct Entry {
     answer: Answer,
@@ -23,6 +27,53 @@ struct Entry {
     /// Until when it may stand in for an authenticator that is not to be had; 0 for whatever is no permission.
     stale_until: Millis,
     touched: AtomicBool,
+}
+
+/// A key is a keyed hash already, of a secret that nobody outside knows: it needs no second one to be spread, and nobody
+/// can choose keys that fall together.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for half in bytes.as_chunks().0 {
+            self.0 ^= u64::from_le_bytes(*half);
+        }
+    }
+
+    /// All keys have the same length.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Identities that answers were remembered with lately. Who asks for many things is kept once: less memory, and of
+/// two answers about the same user the second is found in a nearer cache of the processor.
+struct Identities {
+    lately: Box<[Mutex<Option<Arc<Identity>>>]>,
+    random: RandomState,
+}
+
+impl Identities {
+    fn new() -> Self {
+        Self { lately: (0..SHARED).map(|_| Mutex::default()).collect(), random: RandomState::new() }
+    }
+
+    fn share(&self, answer: &Answer) -> Answer {
+        let Answer::Known(identity) = answer else { return answer.clone() };
+        let place = self.random.hash_one(&identity.principal) as usize % SHARED;
+        // What is in it is whole, whatever a thread that panicked with it did.
+        let mut lately = self.lately[place].lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lately {
+            Some(known) if known == identity => Answer::Known(Arc::clone(known)),
+            _ => {
+                *lately = Some(Arc::clone(identity));
+                answer.clone()
+            }
+        }
+    }
 }
 
 /// How long answers are remembered.
@@ -45,9 +96,10 @@ impl Terms {
 
 /// Remembered answers. Shared by all workers.
 pub struct Cache {
-    entries: DashMap<Key, Entry>,
+    entries: DashMap<Key, Entry, BuildHasherDefault<KeyHasher>>,
     /// The order of the clock hand. Taken on insertion only, which costs an authentication anyway.
     hand: Mutex<VecDeque<Key>>,
+    identities: Identities,
     capacity: usize,
     evicted: AtomicU64,
 }
@@ -61,7 +113,8 @@ impl std::fmt::Debug for Cache {
 impl Cache {
     /// An empty cache of at most `capacity` answers; 0 remembers nothing.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: DashMap::new(), hand: Mutex::default(), capacity, evicted: AtomicU64::new(0) }
+        let (entries, hand, evicted) = Default::default();
+        Self { entries, hand, identities: Identities::new(), capacity, evicted }
     }
 
     /// The answer remembered under `key`, unless its time is over at `now`.
@@ -97,7 +150,7 @@ impl Cache {
         }
         let until = now.saturating_add(millis(time));
         let stale_until = if known { until.saturating_add(millis(terms.stale)) } else { 0 };
-        self.insert(key, answer.clone(), until, stale_until);
+        self.insert(key, self.identities.share(answer), until, stale_until);
     }
 
     /// Notes under `key` that a credential was refused, for as long as any older answer could be of use.
@@ -239,6 +292,31 @@ mod tests {
             assert_eq!(cache.stale(&key(1), now), None, "{now}");
         }
         assert_eq!(cache.get(&key(1), 50 + 1100), None);
+    }
+
+    #[test]
+    fn equal_identities_are_kept_once_and_others_are_not_mixed_up() {
+        let identity = |n: usize, field: &[u8]| {
+            let fields = [("X-Role".to_owned(), field.to_vec())].into();
+            Answer::Known(Arc::new(Identity { principal: crate::auth::Principal::user(format!("user-{n}")), fields }))
+        };
+        let cache = Cache::new(1_000_000);
+        let name = |n: usize, m: u8| (n as u128 * 256 + u128::from(m)).to_le_bytes();
+        // More than there is room for: what is no longer found is kept for itself.
+        for n in 0..3 * SHARED {
+            for (m, field) in [(0, b"a"), (1, b"a"), (2, b"b")] {
+                cache.learn(name(n, m), &identity(n, field), None, &TERMS, 0);
+            }
+        }
+        for n in 0..3 * SHARED {
+            let got = |m| cache.get(&name(n, m), 0);
+            assert_eq!(
+                (got(0), got(1), got(2)),
+                (Some(identity(n, b"a")), Some(identity(n, b"a")), Some(identity(n, b"b")))
+            );
+            let (Some(Answer::Known(first)), Some(Answer::Known(second))) = (got(0), got(1)) else { panic!("{n}") };
+            assert!(Arc::ptr_eq(&first, &second), "{n}");
+        }
     }
 
     #[test]

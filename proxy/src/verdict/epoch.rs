@@ -4,7 +4,7 @@
 //! A user's epoch is the sum of a count for all and a count that the user shares with every 4,096th other: the memory is
 //! fixed, and the price of a shared count is that somebody is asked about once more than needed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const SLOTS: usize = 4096;
 
@@ -12,20 +12,26 @@ const SLOTS: usize = 4096;
 #[derive(Debug)]
 pub struct Epochs {
     all: AtomicU64,
+    /// Whether any user's epoch was ever ended: until then nobody's name has to be known.
+    told_apart: AtomicBool,
     users: Box<[AtomicU64]>,
 }
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { all: AtomicU64::new(0), users: (0..SLOTS).map(|_| AtomicU64::new(0)).collect() }
+        let (all, told_apart) = Default::default();
+        Self { all, told_apart, users: (0..SLOTS).map(|_| AtomicU64::new(0)).collect() }
     }
 }
 
 impl Epochs {
-    /// The epoch of a login that names `user`, or that names nobody.
-    pub fn of(&self, user: Option<&str>) -> u64 {
-        // Both counts only grow, so the sum is that of some moment during this call.
-        let own = user.map_or(0, |user| self.users[slot(user)].load(Ordering::SeqCst));
+    /// The epoch of a login that names the `user`, or that names nobody. The name is asked for where it matters only.
+    pub fn of<U: AsRef<str>>(&self, user: impl FnOnce() -> Option<U>) -> u64 {
+        // All counts only grow, so the sum is that of some moment during this call.
+        let own = match self.told_apart.load(Ordering::SeqCst) {
+            true => user().map_or(0, |user| self.users[slot(user.as_ref())].load(Ordering::SeqCst)),
+            false => 0,
+        };
         self.all.load(Ordering::SeqCst).wrapping_add(own)
     }
 
@@ -36,6 +42,8 @@ impl Epochs {
 
     /// Ends the epoch of one user, however the name is capitalised.
     pub fn end_of(&self, user: &str) {
+        // First: whoever does not see it yet takes the count from before its end.
+        self.told_apart.store(true, Ordering::SeqCst);
         self.users[slot(user)].fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -52,19 +60,23 @@ fn slot(user: &str) -> usize {
 mod tests {
     use super::*;
 
+    fn of(epochs: &Epochs, user: Option<&str>) -> u64 {
+        epochs.of(|| user)
+    }
+
     #[test]
     fn every_end_begins_a_number_that_was_never_there() {
         let epochs = Epochs::default();
-        let mut last = (epochs.of(None), epochs.of(Some("alice")));
+        let mut last = (of(&epochs, None), of(&epochs, Some("alice")));
         for n in 0..100 {
             if n % 3 == 0 {
                 epochs.end();
-                assert!(epochs.of(None) > last.0);
+                assert!(of(&epochs, None) > last.0);
             } else {
                 epochs.end_of("alice");
-                assert_eq!(epochs.of(None), last.0, "others are not asked about again");
+                assert_eq!(of(&epochs, None), last.0, "others are not asked about again");
             }
-            let now = (epochs.of(None), epochs.of(Some("alice")));
+            let now = (of(&epochs, None), of(&epochs, Some("alice")));
             assert!(now.1 > last.1);
             last = now;
         }
@@ -75,9 +87,9 @@ mod tests {
         let epochs = Epochs::default();
         let names: Vec<String> = (0..1000).map(|n| format!("user-{n}")).collect();
         epochs.end_of("USER-7");
-        let reached = names.iter().filter(|name| epochs.of(Some(name)) > 0).count();
-        assert!(epochs.of(Some("user-7")) > 0 && reached < 5, "{reached}");
+        let reached = names.iter().filter(|name| of(&epochs, Some(name)) > 0).count();
+        assert!(of(&epochs, Some("user-7")) > 0 && reached < 5, "{reached}");
         epochs.end_of("Zoë");
-        assert!(epochs.of(Some("ZOË")) > 0);
+        assert!(of(&epochs, Some("ZOË")) > 0);
     }
 }

@@ -6,6 +6,8 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::registry::access::Access;
+
 /// A secret drawn at start-up; keys of one run mean nothing in another.
 #[derive(Clone)]
 pub struct BootKey(Hmac<Sha256>);
@@ -32,8 +34,21 @@ pub struct Question<'r> {
     pub authorization: Option<&'r [u8]>,
     /// The SHA-256 of the client's certificate, where it showed one.
     pub certificate: Option<&'r [u8; 32]>,
-    /// What the authenticator is told of the request: empty when it judges the credential alone.
-    pub scope: &'r [&'r str],
+    /// What it is asked about.
+    pub scope: Scope<'r>,
+}
+
+/// What the authenticator is told of a request and may judge by.
+#[derive(Debug, Clone, Copy)]
+pub enum Scope<'r> {
+    /// Nothing: it judges the credential alone.
+    Credential,
+    /// What is to be done in a registry.
+    Accesses(&'r [Access]),
+    /// All of the request: its method, target and host.
+    Request([&'r str; 3]),
+    /// Nobody is asked this: it names the note that the credential was refused.
+    Refused,
 }
 
 impl BootKey {
@@ -65,10 +80,31 @@ impl BootKey {
         mac.update(&[u8::from(question.secure), u8::from(question.authorization.is_some())]);
         part(&mut mac, question.certificate.map_or(&[], |fingerprint| &fingerprint[..]));
         part(&mut mac, question.authorization.unwrap_or_default());
-        for text in question.scope {
-            part(&mut mac, text.as_bytes());
-        }
+        question.scope.update(&mut mac);
         truncated(mac)
+    }
+}
+
+impl Scope<'_> {
+    /// Each kind begins with a byte of its own, and says how many parts follow.
+    fn update(&self, mac: &mut Hmac<Sha256>) {
+        match self {
+            Scope::Credential => mac.update(&[0]),
+            Scope::Accesses(accesses) => {
+                mac.update(&[1]);
+                mac.update(&(accesses.len() as u64).to_le_bytes());
+                for Access { repository, action } in *accesses {
+                    mac.update(&[u8::from(repository.is_some())]);
+                    part(mac, repository.as_ref().map_or(&[], |name| name.as_str().as_bytes()));
+                    part(mac, action.as_str().as_bytes());
+                }
+            }
+            Scope::Request(parts) => {
+                mac.update(&[2]);
+                parts.iter().for_each(|text| part(mac, text.as_bytes()));
+            }
+            Scope::Refused => mac.update(&[3]),
+        }
     }
 }
 
@@ -87,18 +123,24 @@ fn part(mac: &mut Hmac<Sha256>, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::access::Action;
+    use crate::registry::name::RepositoryName;
     use std::collections::HashSet;
 
     #[test]
     fn every_part_changes_the_key() {
         let boot = BootKey::new(&[7; 32]);
+        let on = |name, action| Access::on(&RepositoryName::parse(name).unwrap(), action);
+        let (pull, push, other) = (on("a", Action::Pull), on("a", Action::Push), on("apull", Action::Pull));
+        let scopes = [&[pull.clone(), push.clone()][..], &[push.clone(), pull.clone()], &[push], &[other], &[]];
+        let catalog = [Access::catalog()];
         let base = Question {
             epoch: 1,
             site: 0,
             secure: true,
             authorization: Some(b"Basic abc"),
             certificate: None,
-            scope: &["a", "pull"],
+            scope: Scope::Accesses(std::slice::from_ref(&pull)),
         };
         let others = [
             base,
@@ -111,13 +153,16 @@ mod tests {
             Question { authorization: Some(b"basic abc"), ..base },
             Question { certificate: Some(&[1; 32]), ..base },
             Question { certificate: Some(&[2; 32]), ..base },
-            Question { scope: &["a", "push"], ..base },
-            Question { scope: &["ap", "ull"], ..base },
-            Question { scope: &["a"], ..base },
-            Question { scope: &[], ..base },
+            Question { scope: Scope::Credential, ..base },
+            Question { scope: Scope::Refused, ..base },
+            Question { scope: Scope::Accesses(&catalog), ..base },
+            Question { scope: Scope::Request(["GET", "/", "a"]), ..base },
+            Question { scope: Scope::Request(["GET", "/a", ""]), ..base },
+            Question { scope: Scope::Request(["GET/", "a", ""]), ..base },
         ];
-        let keys: HashSet<Key> = others.iter().map(|q| boot.key(q)).collect();
-        assert_eq!(keys.len(), others.len());
+        let others = others.into_iter().chain(scopes.map(|scope| Question { scope: Scope::Accesses(scope), ..base }));
+        let keys: Vec<Key> = others.map(|q| boot.key(&q)).collect();
+        assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
         assert_eq!(boot.key(&base), boot.key(&base));
         assert_ne!(boot.key(&base), BootKey::new(&[8; 32]).key(&base));
     }

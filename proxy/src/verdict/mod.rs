@@ -23,7 +23,7 @@ use crate::registry::access::Access;
 use crate::registry::error::denied_message;
 
 /// Fields that the authenticator wants the upstream to see: names as configured, values as they came.
-pub type Fields = Arc<[(String, Vec<u8>)]>;
+pub type Fields = Box<[(String, Vec<u8>)]>;
 
 /// Whose credential it is, and what else the authenticator said of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +34,9 @@ pub struct Identity {
     pub fields: Fields,
 }
 
-impl From<Principal> for Identity {
+impl From<Principal> for Arc<Identity> {
     fn from(principal: Principal) -> Self {
-        Self { principal, fields: Fields::default() }
+        Arc::new(Identity { principal, fields: Fields::default() })
     }
 }
 
@@ -44,7 +44,7 @@ impl From<Principal> for Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The credential is good and belongs to somebody.
-    Known(Identity),
+    Known(Arc<Identity>),
     /// It is not, or there is none; the challenge is the authenticator's own, where it sent one.
     Unknown {
         /// The value of `WWW-Authenticate` to relay.
@@ -74,7 +74,7 @@ impl Answer {
 /// The right to forward one request. Its fields are private and nothing outside this module constructs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
-    identity: Identity,
+    identity: Arc<Identity>,
     rule: Option<usize>,
 }
 
@@ -133,7 +133,7 @@ pub fn open(method: &str, target: &str) -> Option<Permit> {
 pub fn decide(answer: &Answer, policy: &Policy, accesses: &[Access]) -> Verdict {
     match answer {
         // A backend may know who asks by other means than a name; without rules its word is enough.
-        Answer::Known(identity) if policy.is_open() => Ok(Permit { identity: identity.clone(), rule: None }),
+        Answer::Known(identity) if policy.is_open() => Ok(Permit { identity: Arc::clone(identity), rule: None }),
         Answer::Known(identity) => {
             permit(identity, policy, accesses).ok_or_else(|| forbidden(&identity.principal, policy, accesses))
         }
@@ -156,7 +156,7 @@ pub fn anonymous(policy: &Policy, accesses: &[Access]) -> Option<Permit> {
     permit(&Principal::Anonymous.into(), policy, accesses)
 }
 
-fn permit(identity: &Identity, policy: &Policy, accesses: &[Access]) -> Option<Permit> {
+fn permit(identity: &Arc<Identity>, policy: &Policy, accesses: &[Access]) -> Option<Permit> {
     let mut rule = None;
     for access in accesses {
         match policy.decide(&identity.principal, access) {
@@ -164,7 +164,7 @@ fn permit(identity: &Identity, policy: &Policy, accesses: &[Access]) -> Option<P
             Decision::Deny => return None,
         }
     }
-    Some(Permit { identity: identity.clone(), rule })
+    Some(Permit { identity: Arc::clone(identity), rule })
 }
 
 fn forbidden(principal: &Principal, policy: &Policy, accesses: &[Access]) -> Refusal {

@@ -13,7 +13,7 @@ use super::RelayPath;
 /// One exchange as the access log tells it. No field ever holds a credential.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
-    /// When its first byte was there.
+    /// When its head was there, by the calendar; none where nobody wants to know.
     pub began: Option<SystemTime>,
     /// The client.
     pub peer: Option<SocketAddr>,
@@ -43,7 +43,7 @@ pub struct Record {
     pub relay: RelayPath,
     /// The upstream that answered.
     pub upstream: Option<Arc<str>>,
-    /// From the first byte to the last.
+    /// From the request's head to the last byte.
     pub took: Duration,
     /// Of it, until there was a verdict.
     pub judged: Option<Duration>,

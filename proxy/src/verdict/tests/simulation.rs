@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::super::cache::{Cache, Millis, Terms};
 use super::super::epoch::Epochs;
 use super::super::flight::Lead;
-use super::super::key::{BootKey, Key, Question};
+use super::super::key::{BootKey, Key, Question, Scope};
 use super::*;
 
 const SEEDS: u64 = 500;
@@ -136,14 +136,14 @@ impl<'f> World<'f> {
 
     fn ask(&mut self) {
         let (user, repository) = (self.seeded.below(USERS.len()), self.seeded.below(REPOSITORIES.len()));
-        let asked = Asked { user, repository, epoch: self.epochs.of(Some(USERS[user])) };
+        let asked = Asked { user, repository, epoch: self.epochs.of(|| Some(USERS[user])) };
         let key = self.boot.key(&Question {
             epoch: asked.epoch,
             site: 0,
             secure: true,
             authorization: Some(USERS[user].as_bytes()),
             certificate: None,
-            scope: &[REPOSITORIES[repository]],
+            scope: Scope::Request(["GET", REPOSITORIES[repository], ""]),
         });
         if let Some(answer) = self.cache.get(&key, self.now) {
             let said = self.check(&answer, asked, key);
@@ -291,16 +291,23 @@ fn an_answer_from_before_a_revocation_is_not_served_after_it() {
             (Epochs::default(), BootKey::new(&[3; 32]), Cache::new(10), Flights::default());
         let key = |epoch| {
             let authorization = Some(&b"Basic x"[..]);
-            boot.key(&Question { epoch, site: 0, secure: true, authorization, certificate: None, scope: &[] })
+            boot.key(&Question {
+                epoch,
+                site: 0,
+                secure: true,
+                authorization,
+                certificate: None,
+                scope: Scope::Credential,
+            })
         };
-        let before = key(epochs.of(Some("alice")));
+        let before = key(epochs.of(|| Some("alice")));
         let Role::Lead(lead) = flights.join(before) else { panic!("nobody else asks") };
         if everybody {
             epochs.end();
         } else {
             epochs.end_of("alice");
         }
-        let after = key(epochs.of(Some("alice")));
+        let after = key(epochs.of(|| Some("alice")));
         assert!(matches!(flights.join(after), Role::Lead(_)), "who asks now does not wait for the old answer");
         cache.learn(before, &Answer::Known(user("alice").into()), None, &TERMS, 0);
         lead.land(Answer::Known(user("alice").into()));
