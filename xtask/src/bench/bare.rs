@@ -1,15 +1,25 @@
-//! A yardstick for small requests: one recv and one send each way on sockets that are kept, in one thread, and nothing of
-//! what it moves is looked at. What it takes is the kernel's part, a little more for being built unoptimised.
+//! Yardsticks: relays that look at nothing of what they move. What they take is the kernel's part, a little more for being
+//! built unoptimised.
+//!
+//! For small requests: one recv and one send each way on sockets that are kept, in one thread. For large bodies: a thread
+//! each way that waits in recv or splice(2) itself, and moves what is there.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
 
 use anyhow::Context;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::net::{RecvFlags, SendFlags, listen, recv, send};
+use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, pipe, splice};
 
 /// More than any request or answer of the bench.
 const ROOM: usize = 16 << 10;
+/// What the gate reads at once of a large body.
+const LARGE_ROOM: usize = 256 << 10;
+/// As the pipes of all proxies of the bench.
+const PIPE: usize = 1 << 20;
 const LISTENER: u64 = 0;
 /// As the tuned nginx have it.
 const BACKLOG: i32 = 4096;
@@ -19,6 +29,30 @@ const BACKLOG: i32 = 4096;
 pub struct Args {
     listen: SocketAddr,
     to: SocketAddr,
+    #[arg(long, value_enum, default_value_t = Moves::Small)]
+    moves: Moves,
+}
+
+/// What a relay is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Moves {
+    /// Small requests and answers.
+    Small,
+    /// Large bodies, through this process.
+    Copied,
+    /// Large bodies, through pipes.
+    Spliced,
+}
+
+impl Moves {
+    /// The word for it on a command line.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Moves::Small => "small",
+            Moves::Copied => "copied",
+            Moves::Spliced => "spliced",
+        }
+    }
 }
 
 /// Both ends of a connection through the relay. End `n` of all stands for the event `n + 1`; its other end is `n ^ 1`.
@@ -37,9 +71,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     // More than std asks for: with fewer, clients that come all at once wait for a second and try again.
     listen(&listener, BACKLOG).context("cannot let clients wait")?;
+    match args.moves {
+        Moves::Small => relay_small(&listener, args.to),
+        Moves::Copied => relay_large(&listener, args.to, copy),
+        Moves::Spliced => relay_large(&listener, args.to, splice_through),
+    }
+}
+
+fn relay_small(listener: &TcpListener, to: SocketAddr) -> anyhow::Result<()> {
     let poll = epoll::create(CreateFlags::CLOEXEC).context("cannot create an epoll")?;
-    epoll::add(&poll, &listener, EventData::new_u64(LISTENER), EventFlags::IN).context("cannot wait for clients")?;
-    let mut relay = Relay { poll, ends: Vec::new(), to: args.to };
+    epoll::add(&poll, listener, EventData::new_u64(LISTENER), EventFlags::IN).context("cannot wait for clients")?;
+    let mut relay = Relay { poll, ends: Vec::new(), to };
     let mut events = Vec::with_capacity(256);
     let mut buffer = [0; ROOM];
     loop {
@@ -47,9 +89,51 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         epoll::wait(&relay.poll, rustix::buffer::spare_capacity(&mut events), None).context("cannot wait")?;
         for event in &events {
             match event.data.u64().checked_sub(1) {
-                None => relay.open(&listener)?,
+                None => relay.open(listener)?,
                 Some(end) => relay.pass(usize::try_from(end)?, &mut buffer),
             }
+        }
+    }
+}
+
+type Pump = fn(TcpStream, TcpStream) -> anyhow::Result<()>;
+
+fn relay_large(listener: &TcpListener, to: SocketAddr, pump: Pump) -> anyhow::Result<()> {
+    loop {
+        let (client, _) = listener.accept().context("cannot accept")?;
+        let upstream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+        for end in [&client, &upstream] {
+            end.set_nodelay(true).context("cannot send at once")?;
+        }
+        let (client_too, upstream_too) = (client.try_clone()?, upstream.try_clone()?);
+        // An end that goes away in the middle is no matter here.
+        thread::spawn(move || pump(client, upstream));
+        thread::spawn(move || pump(upstream_too, client_too));
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) -> anyhow::Result<()> {
+    let mut room = vec![0; LARGE_ROOM];
+    loop {
+        let n = from.read(&mut room)?;
+        if n == 0 {
+            return Ok(to.shutdown(Shutdown::Write)?);
+        }
+        to.write_all(&room[..n])?;
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "a connection is closed by whoever has moved all of it")]
+fn splice_through(from: TcpStream, to: TcpStream) -> anyhow::Result<()> {
+    let (out, into) = pipe().context("cannot make a pipe")?;
+    fcntl_setpipe_size(&into, PIPE).context("cannot make a pipe large")?;
+    loop {
+        let mut held = splice(&from, None, &into, None, PIPE, SpliceFlags::MOVE)?;
+        if held == 0 {
+            return Ok(to.shutdown(Shutdown::Write)?);
+        }
+        while held > 0 {
+            held -= splice(&out, None, &to, None, held, SpliceFlags::MOVE)?;
         }
     }
 }

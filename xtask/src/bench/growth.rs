@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
+use super::bare::Moves;
 use super::load::Requests;
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
@@ -185,7 +186,7 @@ fn nginx() -> Candidate {
 }
 
 fn bare() -> Candidate {
-    Candidate::new("bare relay", Kind::Bare).without_login()
+    Candidate::new("bare relay", Kind::Bare(Moves::Small)).without_login()
 }
 
 fn connections(name: &'static str, of: impl Fn() -> Candidate, sizes: &[usize], reference: bool) -> Axis {

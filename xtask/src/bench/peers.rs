@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
+use super::bare::Moves;
 use super::world::{CREDS, MANIFEST_TARGET, World, manifest};
 use crate::lab::curl::{Answer, Curl};
 use crate::lab::gate::{Gate, Serve};
@@ -35,8 +36,8 @@ pub(super) enum Kind {
     Nginx(&'static str),
     /// HAProxy with one of them.
     Haproxy(&'static str),
-    /// The relay of [`super::bare`].
-    Bare,
+    /// A relay of [`super::bare`].
+    Bare(Moves),
     /// The relay of `benches/bare_tls.rs`.
     BareTls,
     /// No proxy at all.
@@ -147,10 +148,11 @@ impl Candidate {
                 let cmd = world.as_proxy().args(["haproxy", "-q", "-db", "-f"]).arg(file);
                 (addr, started("haproxy", cmd, &home, addr)?)
             }
-            Kind::Bare => {
+            Kind::Bare(moves) => {
                 let exe = std::env::current_exe().context("cannot tell which program this is")?;
                 let backend = self.backend.unwrap_or(world.registry);
                 let cmd = world.as_proxy().arg(exe).args(["bare-relay", &addr.to_string(), &backend.to_string()]);
+                let cmd = cmd.args(["--moves", moves.word()]);
                 (addr, started("bare-relay", cmd, &home, addr)?)
             }
             Kind::BareTls => {

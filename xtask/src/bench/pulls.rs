@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+use super::bare::Moves;
 use super::clients::{Client, Place};
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
@@ -27,10 +28,14 @@ use crate::lab::skopeo::{Skopeo, Trust};
 use crate::lab::ui::{Step, say};
 
 const LAYERS: usize = 5;
+/// The last of the field.
+const RELAYS: usize = 2;
 const DIRECT_TLS: &str = "direct, the registry's own TLS";
 const TLS: &str = "portcullis, TLS";
 const NGINX_TLS: &str = "nginx tuned, TLS";
 const BARE_TLS: &str = "a relay that does nothing but TLS";
+/// The kernel's part of a relay over TLS that this process encrypts; sealing comes on top.
+const COPIES: &str = "a relay that only copies, plain";
 const IMAGE: &str = "bench/pull";
 
 #[derive(Default)]
@@ -81,9 +86,10 @@ fn measure(
         Candidate::gate(TLS).tls(),
         Candidate::new(NGINX_TLS, Kind::Nginx(conf::NGINX_CACHED)).tls(),
         Candidate::new("nginx, recipe of 2014, plain", Kind::Nginx(conf::NGINX_2014)),
-        // Last: it is not pushed through, since it tells the registry nothing of TLS, which then names the wrong place
-        // to send to.
+        // The relays come last, since nothing is pushed through them: the first tells the registry nothing of its TLS, which
+        // then names the wrong place to send to.
         Candidate::new(BARE_TLS, Kind::BareTls).without_login().tls(),
+        Candidate::new(COPIES, Kind::Bare(Moves::Copied)).without_login(),
     ];
     let start = |candidate: &Candidate| candidate.clone().or_before(registry.addr()).start(&world);
     let peers: Vec<Peer> = field.iter().map(start).collect::<anyhow::Result<_>>()?;
@@ -91,6 +97,7 @@ fn measure(
     let trust = world.dir.path().join("certs.d");
     fs::create_dir_all(&trust).context("cannot create a directory")?;
     fs::copy(&world.ca, trust.join("ca.crt")).context("cannot copy the CA's certificate")?;
+    let sealing = megabytes as f64 * 1e6 * LAYERS as f64 / sealed_in_a_second()?;
     let (mut tables, mut goals, mut plots) = (Vec::new(), Vec::new(), Vec::new());
     for client in clients {
         for peer in &peers {
@@ -98,7 +105,7 @@ fn measure(
         }
         for push in [false, true] {
             let title = format!("{} by {}", if push { "pushes" } else { "pulls" }, client.name());
-            let names = &names[..names.len() - usize::from(push)];
+            let names = &names[..names.len() - if push { RELAYS } else { 0 }];
             let samples = interleave(args, noise, &title, names, |index| {
                 let place = Place::new(&peers[index], &world, &trust);
                 let server = if peers[index].addr == secure.addr() { &secure } else { &registry };
@@ -108,7 +115,7 @@ fn measure(
             let rows: Vec<(&str, Row)> = names.iter().copied().zip(samples.iter().map(|shots| row(shots))).collect();
             tables.push(table(&title, megabytes, &rows));
             if !push {
-                goals.extend(self::goals(client.name(), &rows));
+                goals.extend(self::goals(client.name(), &rows, sealing));
             }
             let bars = rows.iter().map(|(name, row)| bar(name, &row.wall)).collect();
             plots.push(Plot::bars(format!("{title}: seconds"), bars));
@@ -211,7 +218,8 @@ fn table(title: &str, megabytes: u64, rows: &[(&str, Row)]) -> Table {
     }
 }
 
-fn goals(client: &str, rows: &[(&str, Row)]) -> Vec<Goal> {
+/// `sealing` is how long it takes to encrypt the image, in seconds.
+fn goals(client: &str, rows: &[(&str, Row)], sealing: f64) -> Vec<Goal> {
     let of = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| &row.1);
     let wall = |name: &str| of(name).map_or(f64::NAN, |row| row.wall.median());
     let proxy = |name: &str| of(name).map_or(f64::NAN, |row| row.proxy.median());
@@ -223,6 +231,19 @@ fn goals(client: &str, rows: &[(&str, Row)]) -> Vec<Goal> {
         Goal::at_most(1.03, wall(TLS) / direct, format!("{what} through the gate with TLS, wall, of direct plain"))
             .beside(without_proxy, "the registry's own TLS, without a proxy,"),
         Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("{what} with TLS, proxy CPU, of {NGINX_TLS}"))
-            .beside(proxy(BARE_TLS) / proxy(NGINX_TLS), BARE_TLS),
+            .beside(proxy(BARE_TLS) / proxy(NGINX_TLS), BARE_TLS)
+            .beside((proxy(COPIES) + sealing) / proxy(NGINX_TLS), "copying and AES-128-GCM alone"),
     ]
+}
+
+/// How many bytes one core encrypts in a second with AES-128-GCM in records of TLS' size, by OpenSSL.
+fn sealed_in_a_second() -> anyhow::Result<f64> {
+    let step = Step::begin("openssl speed");
+    let options = ["speed", "-elapsed", "-mr", "-seconds", "2", "-bytes", "16384", "-evp", "aes-128-gcm"];
+    let output = Cmd::new("openssl").args(options).output()?.everything();
+    // "+F:22:aes-128-gcm:4535533568.00"
+    let line = output.lines().find(|line| line.starts_with("+F:")).context("openssl speed tells no speed")?;
+    let speed: f64 = line.rsplit(':').next().unwrap_or_default().parse().context("openssl speed tells no speed")?;
+    step.done(&format!("{:.2} GB/s", speed / 1e9));
+    Ok(speed)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::bare::Moves;
 use super::load::{Requests, Shot};
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
@@ -86,7 +87,7 @@ fn field(world: &World, free: bool) -> anyhow::Result<Vec<Candidate>> {
     if !free {
         let apr1 = apr1_file(world)?;
         field.push(Candidate::gate(EPOLL).on_epoll());
-        field.push(Candidate::new(BARE, Kind::Bare).without_login());
+        field.push(Candidate::new(BARE, Kind::Bare(Moves::Small)).without_login());
         field.push(Candidate::new("nginx, recipe of 2014", Kind::Nginx(conf::NGINX_2014)));
         field.push(Candidate::new("nginx auth_basic apr1", Kind::Nginx(conf::NGINX_BASIC)).htpasswd(&apr1));
     }
@@ -160,14 +161,19 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         let what = format!("cached small GET, CPU for each, of {theirs}");
         Goal::at_most(limit, ratio(OURS, theirs), what).beside(ratio(BARE, theirs), BARE)
     };
+    let latency = |theirs: &str| {
+        let what = format!("p99 at {CONNECTIONS} connections, of {theirs}");
+        Goal::at_most(1.0, p99(OURS) / p99(theirs), what).beside(p99(BARE) / p99(theirs), BARE)
+    };
     vec![
         cached(0.75, CACHED),
         cached(0.28, ASKING),
         cached(1.0, NGINX),
         cached(1.0, HAPROXY),
-        Goal::at_most(0.75, ratio(EPOLL, CACHED), format!("the same on epoll, of {CACHED}")),
+        Goal::at_most(0.75, ratio(EPOLL, CACHED), format!("the same on epoll, of {CACHED}"))
+            .beside(ratio(BARE, CACHED), BARE),
         Goal::at_most(1.0, ratio(LOGGED, NGINX), format!("the same with our access log on, of {NGINX} without one")),
-        Goal::at_most(1.0, p99(OURS) / p99(NGINX), format!("p99 at {CONNECTIONS} connections, of {NGINX}")),
-        Goal::at_most(1.0, p99(OURS) / p99(CACHED), format!("p99 at {CONNECTIONS} connections, of {CACHED}")),
+        latency(NGINX),
+        latency(CACHED),
     ]
 }

@@ -51,7 +51,7 @@ pub(super) struct Goal {
     limit: f64,
     got: f64,
     at_least: bool,
-    yardstick: Option<Yardstick>,
+    yardsticks: Vec<Yardstick>,
 }
 
 /// What something else took of the same in the same run. It explains a goal that is not met, and excuses nothing.
@@ -64,27 +64,29 @@ struct Yardstick {
 impl Goal {
     /// `got` may be `limit` at the most.
     pub(super) fn at_most(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: false, yardstick: None }
+        Self { what: what.into(), limit, got, at_least: false, yardsticks: Vec::new() }
     }
 
     /// `got` has to be `limit` at least.
     pub(super) fn at_least(limit: f64, got: f64, what: impl Into<String>) -> Self {
-        Self { what: what.into(), limit, got, at_least: true, yardstick: None }
+        Self { what: what.into(), limit, got, at_least: true, yardsticks: Vec::new() }
     }
 
     /// Adds what something else took in the same run, to be shown where the goal is not met.
     pub(super) fn beside(mut self, value: f64, whose: impl Into<String>) -> Self {
-        self.yardstick = Some(Yardstick { value, whose: whose.into() });
+        self.yardsticks.push(Yardstick { value, whose: whose.into() });
         self
     }
 
     fn verdict(&self) -> String {
-        match (self.got.is_finite(), self.at_least, &self.yardstick) {
-            (false, ..) => "not measured".to_owned(),
-            (true, true, _) if self.got >= self.limit => "met".to_owned(),
-            (true, false, _) if self.got <= self.limit => "met".to_owned(),
-            (true, _, Some(other)) => format!("**not met**; {} takes {}", other.whose, figure(other.value, 2)),
-            (true, _, None) => "**not met**".to_owned(),
+        match (self.got.is_finite(), self.at_least) {
+            (false, _) => "not measured".to_owned(),
+            (true, true) if self.got >= self.limit => "met".to_owned(),
+            (true, false) if self.got <= self.limit => "met".to_owned(),
+            (true, _) => {
+                let takes = |one: &Yardstick| format!("; {} takes {}", one.whose, figure(one.value, 2));
+                ["**not met**".to_owned()].into_iter().chain(self.yardsticks.iter().map(takes)).collect()
+            }
         }
     }
 
