@@ -176,10 +176,10 @@ fn status_line(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
 
 /// The fields of a response that are not for one hop only.
 fn crossing<'h>(head: &'h ResponseHead<'_>) -> impl Iterator<Item = &'h Field<'h>> {
-    let connection = || head.fields.iter().filter(|field| field.is("connection"));
-    let named = move |name: &str| {
-        connection().flat_map(|field| tokens(field.value)).any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
-    };
+    let names = || head.fields.iter().filter(|field| field.is("connection")).flat_map(|field| tokens(field.value));
+    // Usually nothing is named but this one, which is for one hop anyway.
+    let plain = names().all(|token| token.eq_ignore_ascii_case(b"keep-alive"));
+    let named = move |name: &str| !plain && names().any(|token| token.eq_ignore_ascii_case(name.as_bytes()));
     head.fields.iter().filter(move |field| !is_hop_by_hop(field.name) && !named(field.name))
 }
 

@@ -16,11 +16,9 @@
 //!
 //! The configuration may change while a connection lives: each request is served by the one that held when it came.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -111,8 +109,8 @@ pub async fn serve(home: &Home, fd: OwnedFd, peer: SocketAddr, door: &Door) {
         }
         client.follow(home, door);
         let next = match client.head(&mut read).await {
-            // In a box of its own: a connection that waits for its next request holds no room for an exchange.
-            Ok(Some(len)) => made_in_a_box(|| client.request(len, &mut read)).await,
+            // In a room of its own: a connection that waits for its next request holds none for an exchange.
+            Ok(Some(len)) => home.rooms.house(|| client.request(len, &mut read)).await,
             Ok(None) => Next::Close,
             Err(failure) => Box::pin(client.reject(&failure, Record::default())).await,
         };
@@ -121,12 +119,6 @@ pub async fn serve(home: &Home, fd: OwnedFd, peer: SocketAddr, door: &Door) {
         }
     };
     client.end(last).await;
-}
-
-/// As [`Box::pin`], which makes a future elsewhere and copies all of its room, kilobytes that hold nothing yet.
-fn made_in_a_box<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
-    let room = Box::new_uninit();
-    Box::into_pin(Box::write(room, make()))
 }
 
 impl Client<'_> {

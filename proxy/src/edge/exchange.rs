@@ -31,9 +31,6 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Room for a usual head. The allocator has quick ways for this much and not for more.
 const HEAD_ROOM: usize = 1024;
 
-/// What a head may gain on its way.
-const ADDED: usize = 128;
-
 /// A request that may pass.
 #[derive(Debug)]
 pub struct Allowed<'r> {
@@ -56,8 +53,8 @@ struct Exchange<'e> {
     client: &'e Client<'e>,
     allowed: &'e Allowed<'e>,
     head: &'e RequestHead<'e>,
-    /// The request head for the upstream.
-    wire: Vec<u8>,
+    /// The request head for the upstream; then the room for the answer's.
+    wire: Cell<Vec<u8>>,
     /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
     switched: Cell<Option<Box<(Connection, usize)>>>,
 }
@@ -104,7 +101,7 @@ pub async fn run(client: &Client<'_>, allowed: &Allowed<'_>, read: &mut Vec<u8>,
     let Allowed { permit, head, plan, target, from, .. } = *allowed;
     let mut wire = Vec::with_capacity(HEAD_ROOM);
     forward::request_head(permit, head, target, from, &mut wire);
-    let exchange = Exchange { client, allowed, head, wire, switched: Cell::default() };
+    let exchange = Exchange { client, allowed, head, wire: Cell::new(wire), switched: Cell::default() };
     let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
@@ -199,7 +196,10 @@ impl Exchange<'_> {
     async fn ask(&self, up: &mut Connection, patience: Duration) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
         up.stream.expect_large_body(self.allowed.plan.is_blob);
-        up.stream.write_all(&self.wire).await.map_err(lost)?;
+        let wire = self.wire.take();
+        let written = up.stream.write_all(&wire).await;
+        self.wire.set(wire);
+        written.map_err(lost)?;
         up.stream.socket().expect_within(patience);
         response_head(&up.stream, &mut up.read).await
     }
@@ -267,7 +267,7 @@ impl Exchange<'_> {
             moved: received,
         };
         let behind = std::mem::take(read);
-        let mut sending = pin!(self.client.worker.mover.relay(&body, &behind, read, self.wire.clone()));
+        let mut sending = pin!(self.client.worker.mover.relay(&body, &behind, read, self.wire.take()));
         let len = {
             let mut head = pin!(response_head(upstream, answer));
             match select(sending.as_mut(), head.as_mut()).await {
@@ -405,7 +405,10 @@ impl Exchange<'_> {
     ) -> Vec<u8> {
         let public_url = self.allowed.plan.site(&self.client.worker.shared.sites).public_url.as_deref();
         let own = OwnOrigin { authorities: [&lease.service().authority, self.allowed.from.host], public_url };
-        let mut out = Vec::with_capacity(HEAD_ROOM.max(arrived + ADDED));
+        // Nothing is sent to an upstream any more. Most answers fit into the same room; more is made if they gain a field.
+        let mut out = self.wire.take();
+        out.clear();
+        out.reserve(arrived);
         forward::response_head(response, plan, self.head.version, &own, &mut out);
         out
     }

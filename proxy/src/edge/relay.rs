@@ -107,7 +107,7 @@ impl Mover {
                 body.send(&ahead).await
             }
             Framing::Length(length) => self.exactly(body, length, behind, read, ahead).await,
-            Framing::Chunked => self.chunks(body, behind, read, ahead).await,
+            Framing::Chunked => Box::pin(self.chunks(body, behind, read, ahead)).await,
             Framing::UntilClose => self.until_close(body, behind, read, ahead).await,
         }
     }

@@ -76,7 +76,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Kept {
-    stream: Stream,
+    stream: Box<Stream>,
     address: SocketAddr,
 }
 
@@ -89,8 +89,8 @@ impl std::fmt::Debug for Pool {
 /// A connection to a service, with what was read from it beyond the current head.
 #[derive(Debug)]
 pub struct Connection {
-    /// The connection itself.
-    pub stream: Stream,
+    /// The connection itself; in a box, since it goes from hand to hand.
+    pub stream: Box<Stream>,
     /// Where it leads.
     pub address: SocketAddr,
     /// Whether an exchange went over it before: then it may have been closed while our request was on its way.
@@ -216,7 +216,7 @@ impl Pool {
                 Stream::trusting(socket, trust, &mut read).await?
             }
         };
-        Ok(Connection { stream, address, reused: false, read })
+        Ok(Connection { stream: Box::new(stream), address, reused: false, read })
     }
 
     /// Keeps a connection whose last exchange ended cleanly.

@@ -22,6 +22,7 @@ use super::relay::Mover;
 use super::requests::Requests;
 use super::sys::driver::Driver;
 use super::sys::pipe;
+use super::sys::rooms::Rooms;
 use super::telemetry::{Counters, Log, say};
 use super::tls::{Server, Support};
 use super::upstream::{Pool, Service};
@@ -106,6 +107,8 @@ pub struct Worker {
 /// A worker's thread, which outlives every configuration.
 #[derive(Debug)]
 pub struct Home {
+    /// Where futures of requests live.
+    pub rooms: Rooms,
     worker: RefCell<Rc<Worker>>,
     /// Open connections by peer.
     pub peers: Arc<Peers>,
@@ -216,7 +219,12 @@ impl Home {
 pub fn run(driver: &mut Driver, shared: Arc<Shared>, bound: Vec<Bound>, mut orders: mpsc::UnboundedReceiver<Order>) {
     driver.block_on(async move {
         let worker = RefCell::new(Worker::new(&shared));
-        let home = Rc::new(Home { worker, peers: Arc::clone(&shared.peers), counters: Arc::clone(&shared.counters) });
+        let home = Rc::new(Home {
+            rooms: Rooms::default(),
+            worker,
+            peers: Arc::clone(&shared.peers),
+            counters: Arc::clone(&shared.counters),
+        });
         drop(shared);
         monoio::spawn(Rc::clone(&home.worker().watch).run());
         monoio::spawn(Rc::clone(&home).sweep());

@@ -10,4 +10,5 @@ pub mod memory;
 pub mod namespace;
 pub mod pipe;
 pub mod privilege;
+pub mod rooms;
 pub mod socket;
