@@ -7,6 +7,8 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
 
 use anyhow::Context;
@@ -20,6 +22,8 @@ const ROOM: usize = 16 << 10;
 const LARGE_ROOM: usize = 256 << 10;
 /// As the pipes of all proxies of the bench.
 const PIPE: usize = 1 << 20;
+/// Large bodies on their way at once, and more than a client keeps.
+const CONNECTIONS: usize = 64;
 const LISTENER: u64 = 0;
 /// As the tuned nginx have it.
 const BACKLOG: i32 = 4096;
@@ -96,23 +100,35 @@ fn relay_small(listener: &TcpListener, to: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-type Pump = fn(TcpStream, TcpStream) -> anyhow::Result<()>;
+type Pump = fn(&TcpStream, &TcpStream) -> anyhow::Result<()>;
 
+/// Two threads for each connection that there may be, which stay: the bench adds up the processor time of those there are.
 fn relay_large(listener: &TcpListener, to: SocketAddr, pump: Pump) -> anyhow::Result<()> {
-    loop {
-        let (client, _) = listener.accept().context("cannot accept")?;
-        let upstream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
-        for end in [&client, &upstream] {
-            end.set_nodelay(true).context("cannot send at once")?;
+    thread::scope(|scope| {
+        for _ in 0..CONNECTIONS {
+            scope.spawn(move || -> anyhow::Result<()> {
+                let (ask, asked) = channel::<[Arc<TcpStream>; 2]>();
+                let (tell, told) = channel();
+                scope.spawn(move || {
+                    // An end that goes away in the middle is no matter here.
+                    asked.iter().all(|[from, to]| tell.send(pump(&from, &to).is_ok()).is_ok())
+                });
+                loop {
+                    let client = Arc::new(listener.accept().context("cannot accept")?.0);
+                    let upstream = Arc::new(TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?);
+                    client.set_nodelay(true).context("cannot send at once")?;
+                    upstream.set_nodelay(true).context("cannot send at once")?;
+                    ask.send([Arc::clone(&client), Arc::clone(&upstream)]).context("a thread is gone")?;
+                    let _ = pump(&upstream, &client);
+                    told.recv().context("a thread is gone")?;
+                }
+            });
         }
-        let (client_too, upstream_too) = (client.try_clone()?, upstream.try_clone()?);
-        // An end that goes away in the middle is no matter here.
-        thread::spawn(move || pump(client, upstream));
-        thread::spawn(move || pump(upstream_too, client_too));
-    }
+    });
+    Ok(())
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream) -> anyhow::Result<()> {
+fn copy(mut from: &TcpStream, mut to: &TcpStream) -> anyhow::Result<()> {
     let mut room = vec![0; LARGE_ROOM];
     loop {
         let n = from.read(&mut room)?;
@@ -123,17 +139,16 @@ fn copy(mut from: TcpStream, mut to: TcpStream) -> anyhow::Result<()> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "a connection is closed by whoever has moved all of it")]
-fn splice_through(from: TcpStream, to: TcpStream) -> anyhow::Result<()> {
+fn splice_through(from: &TcpStream, to: &TcpStream) -> anyhow::Result<()> {
     let (out, into) = pipe().context("cannot make a pipe")?;
     fcntl_setpipe_size(&into, PIPE).context("cannot make a pipe large")?;
     loop {
-        let mut held = splice(&from, None, &into, None, PIPE, SpliceFlags::MOVE)?;
+        let mut held = splice(from, None, &into, None, PIPE, SpliceFlags::MOVE)?;
         if held == 0 {
             return Ok(to.shutdown(Shutdown::Write)?);
         }
         while held > 0 {
-            held -= splice(&out, None, &to, None, held, SpliceFlags::MOVE)?;
+            held -= splice(&out, None, to, None, held, SpliceFlags::MOVE)?;
         }
     }
 }
