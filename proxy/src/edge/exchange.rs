@@ -52,9 +52,6 @@ pub struct Allowed<'r> {
 struct Exchange<'e> {
     client: &'e Client<'e>,
     allowed: &'e Allowed<'e>,
-    head: &'e RequestHead<'e>,
-    /// The request head for the upstream; then the room for the answer's.
-    wire: Cell<Vec<u8>>,
     /// An upstream that answered with a change of protocol that was asked for, and the length of its head.
     switched: Cell<Option<Box<(Connection, usize)>>>,
 }
@@ -98,10 +95,8 @@ enum Then {
 
 /// Forwards a request and relays the response.
 pub async fn run(client: &Client<'_>, allowed: &Allowed<'_>, read: &mut Vec<u8>, record: &mut Record) -> Next {
-    let Allowed { permit, head, plan, target, from, .. } = *allowed;
-    let mut wire = Vec::with_capacity(HEAD_ROOM);
-    forward::request_head(permit, head, target, from, &mut wire);
-    let exchange = Exchange { client, allowed, head, wire: Cell::new(wire), switched: Cell::default() };
+    let Allowed { head, plan, .. } = *allowed;
+    let exchange = Exchange { client, allowed, switched: Cell::default() };
     let upstreams = &client.worker.upstreams[plan.site];
     let failed = if head.framing.is_empty() {
         exchange.without_body(upstreams, record).await
@@ -140,6 +135,14 @@ impl Exchange<'_> {
         &self.client.worker.shared.config.limits
     }
 
+    /// The head for the upstream.
+    fn request_head(&self) -> Vec<u8> {
+        let Allowed { permit, head, target, from, .. } = *self.allowed;
+        let mut out = Vec::with_capacity(HEAD_ROOM);
+        forward::request_head(permit, head, target, from, &mut out);
+        out
+    }
+
     /// Bytes that the request's body may have.
     fn most(&self) -> u64 {
         if self.allowed.plan.is_manifest_upload { self.limits().manifest_bytes as u64 } else { u64::MAX }
@@ -147,7 +150,7 @@ impl Exchange<'_> {
 
     /// A request without a body: it may be sent again while no response has come, if it changes nothing.
     async fn without_body(&self, upstreams: &Upstreams, record: &mut Record) -> Result<Next, Failed> {
-        let safe = matches!(self.head.method, "GET" | "HEAD");
+        let safe = matches!(self.allowed.head.method, "GET" | "HEAD");
         let (mut tries, mut failures) = (upstreams.tries(safe, self.allowed.at), None);
         while let Some(lease) = tries.attempt() {
             match blame(&lease, self.once(&lease, safe, &tries, record).await) {
@@ -196,10 +199,8 @@ impl Exchange<'_> {
     async fn ask(&self, up: &mut Connection, patience: Duration) -> Result<usize, NoResponse> {
         let lost = |error| NoResponse::Lost { error, silent: true };
         up.stream.expect_large_body(self.allowed.plan.is_blob);
-        let wire = self.wire.take();
-        let written = up.stream.write_all(&wire).await;
-        self.wire.set(wire);
-        written.map_err(lost)?;
+        // Made for each attempt, and gone while the answer takes its time: most requests have one attempt.
+        up.stream.write_all(&self.request_head()).await.map_err(lost)?;
         up.stream.socket().expect_within(patience);
         response_head(&up.stream, &mut up.read).await
     }
@@ -225,7 +226,7 @@ impl Exchange<'_> {
         record: &mut Record,
     ) -> Result<Next, Failed> {
         let stream = &self.client.stream;
-        if self.head.expects_continue && read.is_empty() {
+        if self.allowed.head.expects_continue && read.is_empty() {
             stream.write_all(CONTINUE).await.map_err(|error| Failed::Client(error.to_string()))?;
         }
         let received = Moved::default();
@@ -261,13 +262,13 @@ impl Exchange<'_> {
         let body = relay::Body {
             from: stream,
             to: upstream,
-            framing: self.head.framing,
-            rechunk: self.head.framing == Framing::Chunked,
+            framing: self.allowed.head.framing,
+            rechunk: self.allowed.head.framing == Framing::Chunked,
             most: self.most(),
             moved: received,
         };
         let behind = std::mem::take(read);
-        let mut sending = pin!(self.client.worker.mover.relay(&body, &behind, read, self.wire.take()));
+        let mut sending = pin!(self.client.worker.mover.relay(&body, &behind, read, self.request_head()));
         let len = {
             let mut head = pin!(response_head(upstream, answer));
             match select(sending.as_mut(), head.as_mut()).await {
@@ -315,8 +316,9 @@ impl Exchange<'_> {
 
     /// Relays the response to a request that went out whole, and says what becomes of the upstream's connection.
     async fn respond(&self, lease: &Lease<'_>, up: &mut Connection, len: usize, record: &mut Record) -> (Next, Then) {
-        if let Some(protocol) = self.head.switches_to()
-            && head::response(&up.read[..len], self.head.method).is_ok_and(|answer| answer.switched_to(protocol))
+        if let Some(protocol) = self.allowed.head.switches_to()
+            && head::response(&up.read[..len], self.allowed.head.method)
+                .is_ok_and(|answer| answer.switched_to(protocol))
         {
             lease.answered(101);
             record.awaited = Some(self.allowed.at.elapsed());
@@ -350,7 +352,7 @@ impl Exchange<'_> {
         record.awaited = Some(self.allowed.at.elapsed());
         let whole = std::mem::take(read);
         let (head_bytes, behind) = whole.split_at(len);
-        let response = match head::response(head_bytes, self.head.method) {
+        let response = match head::response(head_bytes, self.allowed.head.method) {
             Ok(response) if response.status != 101 => response,
             _ => {
                 let (cause, mut nothing) = (no_response(&NoResponse::Invalid(Reject::Version)), Vec::new());
@@ -360,13 +362,13 @@ impl Exchange<'_> {
                 let body = Body::Begun;
                 let next = self
                     .client
-                    .refuse(&cause.failure, self.allowed.plan.oci, self.head, body, &mut nothing, record)
+                    .refuse(&cause.failure, self.allowed.plan.oci, self.allowed.head, body, &mut nothing, record)
                     .await;
                 return (next, false);
             }
         };
-        let keep_alive = complete && self.head.keep_alive && self.client.may_go_on();
-        let plan = forward::plan_response(&response, self.head.version, keep_alive);
+        let keep_alive = complete && self.allowed.head.keep_alive && self.client.may_go_on();
+        let plan = forward::plan_response(&response, self.allowed.head.version, keep_alive);
         record.status = response.status;
         lease.answered(response.status);
         if self.client.worker.shared.log.is_on() {
@@ -405,11 +407,8 @@ impl Exchange<'_> {
     ) -> Vec<u8> {
         let public_url = self.allowed.plan.site(&self.client.worker.shared.sites).public_url.as_deref();
         let own = OwnOrigin { authorities: [&lease.service().authority, self.allowed.from.host], public_url };
-        // Nothing is sent to an upstream any more. Most answers fit into the same room; more is made if they gain a field.
-        let mut out = self.wire.take();
-        out.clear();
-        out.reserve(arrived);
-        forward::response_head(response, plan, self.head.version, &own, &mut out);
+        let mut out = Vec::with_capacity(HEAD_ROOM.max(arrived));
+        forward::response_head(response, plan, self.allowed.head.version, &own, &mut out);
         out
     }
 }

@@ -126,7 +126,7 @@ pub type Verdict = Result<Permit, Refusal>;
 /// The permit for what passes without a login: reading `/_ping` and `/v1/_ping`, exactly, as in 2014.
 pub fn open(method: &str, target: &str) -> Option<Permit> {
     let open = matches!(method, "GET" | "HEAD") && matches!(target, "/_ping" | "/v1/_ping");
-    open.then_some(Permit { identity: Principal::Anonymous.into(), rule: None })
+    open.then(|| Permit { identity: Principal::Anonymous.into(), rule: None })
 }
 
 /// The verdict for a request that needs all of `accesses`, from what the authenticator said and the policy allows.

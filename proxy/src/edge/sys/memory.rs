@@ -3,9 +3,6 @@
 /// Lets the allocator keep a few megabytes between two pieces of a body. A piece that is encrypted takes a quarter of a
 /// megabyte in records and gives it back once they are sent; handed to the kernel each time, it comes back as page faults,
 /// which cost a tenth of an encrypted download.
-///
-/// Nor does it put small pieces aside unmerged beyond its threads' own caches (its "fast bins"): it would merge them all each
-/// time that somebody asks for a kilobyte or more, which every request does.
 pub fn keep_working_memory() {
     #[cfg(target_env = "gnu")]
     {
@@ -15,7 +12,6 @@ pub fn keep_working_memory() {
         unsafe {
             libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
             libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
-            libc::mallopt(libc::M_MXFAST, 0);
         }
     }
 }
