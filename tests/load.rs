@@ -1,13 +1,16 @@
 //! Many clients, slow clients and clients that stay: the gate holds, and serves the others.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
-use std::sync::Mutex;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::mpsc::channel;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::cmd::Cmd;
@@ -22,10 +25,14 @@ const CREDS: &str = "testuser:testpassword";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn serve(backend: &str, limits: &str) -> Serve {
+    serve_by(program(), backend, limits)
+}
+
+fn serve_by(program: &Path, backend: &str, limits: &str) -> Serve {
     let dir = scratch("load").unwrap();
     let config = dir.path().join("gate.toml");
     std::fs::write(&config, format!("[limits]\n{limits}\n")).unwrap();
-    let serve = Serve::new(program()).unwrap().flag("--config", &config).flag("--backend", backend);
+    let serve = Serve::new(program).unwrap().flag("--config", &config).flag("--backend", backend);
     let serve = serve.flag("--kind", "http").flag("--htpasswd", htpasswd(dir.path(), LINE));
     // The files are read at the start, which is over when this returns.
     std::mem::forget(dir);
@@ -39,7 +46,8 @@ fn ask(method: &str, fields: &str) -> String {
 /// A connection from a loopback address of its own choice.
 fn from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let SocketAddr::V4(to) = to else { panic!("{to} is not IPv4") };
-    let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    // Not for the gates that other tests start meanwhile: those have to do with the files that they may open.
+    let fd = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     bind(&fd, &SocketAddrV4::new(source, 0)).unwrap();
     connect(&fd, &to).unwrap();
     let stream = TcpStream::from(fd);
@@ -69,14 +77,17 @@ fn metric(admin: SocketAddr, name: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
 }
 
+/// Makes room for so many open files and some thousands more, for the tests beside this one.
+fn may_open(files: u64) -> bool {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.map_or(20_000, |most| most.max(files + 4_000));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum.map(|_| most) }).is_ok()
+}
+
 #[test]
 fn ten_thousand_idle_connections_cost_less_than_40_mib() {
     const MANY: usize = 10_000;
-    let limit = getrlimit(Resource::Nofile);
-    // Some thousands more, for the tests beside this one.
-    let most = limit.maximum.map_or(20_000, |most| most.max(14_000));
-    let wanted = Rlimit { current: Some(most), maximum: limit.maximum.map(|_| most) };
-    if setrlimit(Resource::Nofile, wanted).is_err() {
+    if !may_open(MANY as u64) {
         return skips::skip("10,000 connections need more open files than this user may have");
     }
     let hello = Stub::hello().unwrap();
@@ -95,6 +106,58 @@ fn ten_thousand_idle_connections_cost_less_than_40_mib() {
     for n in [0, MANY / 2, MANY - 1] {
         assert!(exchange(&mut held[n]), "connection {n} afterwards");
     }
+}
+
+/// So many clients of one worker ask at once, twice: how many connections to the upstream the second time took.
+fn opened_by_a_second_burst(clients: usize, program: &Path) -> usize {
+    // It answers once all have asked: each request needs a connection of its own.
+    let all_have_asked = Barrier::new(clients);
+    let upstream = Raw::start(move |_, mut stream| {
+        while !read_head(&mut stream).is_empty() {
+            all_have_asked.wait();
+            say(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nHello world");
+        }
+    });
+    let gate = serve_by(program, &upstream.url(), "").flag("--workers", "1").start().unwrap();
+    let mut held: Vec<TcpStream> = (0..clients).map(|_| from(Ipv4Addr::LOCALHOST, gate.addr())).collect();
+    let [first, both] = ["first", "second"].map(|burst| {
+        for stream in &mut held {
+            stream.write_all(ask("GET", "").as_bytes()).unwrap();
+        }
+        for stream in &mut held {
+            let (mut body, head) = ([0; 11], read_head(stream));
+            assert!(head.starts_with(b"HTTP/1.1 200 "), "{burst}: {}", gate.log());
+            stream.read_exact(&mut body).unwrap();
+        }
+        upstream.connections()
+    });
+    assert!(first >= clients, "{first}");
+    both - first
+}
+
+#[test]
+fn connections_of_a_burst_are_kept_for_the_next_one() {
+    const MANY: usize = 1_100;
+    if !may_open(2 * MANY as u64) {
+        return skips::skip("1,100 connections on either side need more open files than this user may have");
+    }
+    assert_eq!(opened_by_a_second_burst(MANY, program()), 0);
+}
+
+#[test]
+fn idle_connections_leave_files_to_those_in_use() {
+    // On both sides, with what a gate always has open, these are nearly all of its files.
+    const MANY: usize = 995;
+    if !may_open(2 * MANY as u64) {
+        return skips::skip("995 connections on either side need more open files than this user may have");
+    }
+    let dir = scratch("files").unwrap();
+    let limited = dir.path().join("limited");
+    let script = format!("#!/bin/sh\nulimit -n 2048 && exec {:?} \"$@\"\n", program());
+    std::fs::write(&limited, script).unwrap();
+    std::fs::set_permissions(&limited, Permissions::from_mode(0o755)).unwrap();
+    let opened = opened_by_a_second_burst(MANY, &limited);
+    assert!((1..MANY / 10).contains(&opened), "{opened}");
 }
 
 #[test]

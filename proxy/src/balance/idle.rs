@@ -59,10 +59,15 @@ impl<T> Idle<T> {
         self.kept.push_back((connection, now));
     }
 
-    /// Drops those that were idle for too long, and the dead.
-    pub fn sweep(&mut self, now: Millis, alive: impl Fn(&T) -> bool) {
+    /// Drops those that were idle for too long, and the dead among the `looked_at` oldest: the other end's idle time-out
+    /// meets those first.
+    pub fn sweep(&mut self, now: Millis, looked_at: usize, alive: impl Fn(&T) -> bool) {
         let oldest = now.saturating_sub(self.ttl);
-        self.kept.retain(|(connection, since)| *since >= oldest && alive(connection));
+        let mut place = 0;
+        self.kept.retain(|(connection, since)| {
+            place += 1;
+            *since >= oldest && (place > looked_at || alive(connection))
+        });
     }
 
     /// How many there are.

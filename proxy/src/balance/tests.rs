@@ -164,8 +164,14 @@ fn the_dead_the_old_and_the_too_many_go() {
     }
     assert_eq!(idle.len(), 3, "2, 3 and 4");
     assert_eq!(idle.take(Need::Any, 5, |&n| n != 4), Some(3), "the newest that lives");
-    idle.sweep(12, |_| true);
+    idle.sweep(12, 9, |_| true);
     assert_eq!(idle.len(), 1);
-    idle.sweep(12, |_| false);
+    idle.sweep(12, 9, |_| false);
+    assert!(idle.is_empty());
+    for n in 20..23 {
+        idle.put(n, n);
+    }
+    idle.sweep(31, 2, |_| false);
+    assert_eq!(idle.take(Need::Any, 31, |_| true), Some(22), "20 is too old, 21 dead, and 22 is not looked at");
     assert!(idle.is_empty());
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::guard::vouch::Voucher;
 use super::names::Name;
 use super::stream::Stream;
+use super::sys::privilege::file_limit;
 use super::sys::socket::{Socket, unconnected};
 use super::telemetry::Counters;
 use super::tls::Trust;
@@ -21,9 +22,11 @@ use crate::config::Limits;
 use crate::http::head;
 use crate::limit::Millis;
 
-/// Idle connections that one worker keeps to one service: as many as busy clients use at once, or a part of their requests
-/// would have to connect anew, which costs as much again as the request.
-const KEPT: usize = 1024;
+/// Of the files that this process may have open, the part that idle connections leave to those in use: a thirty-second.
+const SPARED: u64 = 32;
+
+/// Idle connections, the oldest, that one sweep looks at: a system call each.
+const LOOKED_AT: usize = 1024;
 
 /// Bytes asked for at once while a head is awaited.
 const HEAD_READ: usize = 16 * 1024;
@@ -67,6 +70,9 @@ pub struct Pool {
     connect_timeout: Duration,
     tally: Arc<Tally>,
     idle: RefCell<Idle<Kept>>,
+    /// Descriptors from here on are closed and not kept. A new one is the lowest that is free, so that one as high as this
+    /// says that nearly all are taken.
+    highest: RawFd,
     /// The addresses as last seen, with their version.
     addresses: RefCell<(Option<u64>, Arc<[SocketAddr]>)>,
     next_address: Cell<usize>,
@@ -123,9 +129,13 @@ impl Pool {
     pub fn new(service: Service, watch: Rc<Watch>, voucher: Option<Arc<Voucher>>, limits: &Limits) -> Self {
         let ttl = Millis::try_from(limits.upstream_idle.as_millis()).unwrap_or(Millis::MAX);
         let (tally, next_address, avoided) = Default::default();
-        let (idle, addresses) = (RefCell::new(Idle::new(KEPT, ttl)), RefCell::new((None, Arc::default())));
-        let connect_timeout = limits.connect_timeout;
-        Self { service, watch, voucher, connect_timeout, tally, idle, addresses, next_address, avoided }
+        // As many as clients may ask at once: after a burst, with fewer, a part of them would have to connect anew in the
+        // next one, which costs as much again as the request.
+        let idle = RefCell::new(Idle::new(limits.connections, ttl));
+        let addresses = RefCell::new((None, Arc::default()));
+        let (connect_timeout, files) = (limits.connect_timeout, file_limit());
+        let highest = RawFd::try_from(files - files / SPARED).unwrap_or(RawFd::MAX);
+        Self { service, watch, voucher, connect_timeout, tally, idle, highest, addresses, next_address, avoided }
     }
 
     /// The service that it leads to.
@@ -224,7 +234,8 @@ impl Pool {
         self.follow();
         let Connection { stream, address, read, .. } = connection;
         let known = self.addresses.borrow().1.contains(&address);
-        if !known || !read.is_empty() || stream.socket().expired() || self.watch.draining() {
+        let spared = stream.socket().as_fd().as_raw_fd() < self.highest;
+        if !spared || !known || !read.is_empty() || stream.socket().expired() || self.watch.draining() {
             return;
         }
         stream.socket().expect_nothing();
@@ -232,10 +243,10 @@ impl Pool {
         self.count_idle();
     }
 
-    /// Closes the connections that were idle for too long, and those that the other end closed.
+    /// Closes the connections that were idle for too long, and those of the oldest that the other end closed.
     pub fn sweep(&self) {
         self.follow();
-        self.idle.borrow_mut().sweep(self.watch.coarse_now(), Kept::is_alive);
+        self.idle.borrow_mut().sweep(self.watch.coarse_now(), LOOKED_AT, Kept::is_alive);
         self.count_idle();
     }
 
@@ -245,7 +256,7 @@ impl Pool {
             return;
         }
         let (version, addresses) = self.service.name.addresses();
-        self.idle.borrow_mut().sweep(self.watch.coarse_now(), |kept| addresses.contains(&kept.address));
+        self.idle.borrow_mut().sweep(self.watch.coarse_now(), usize::MAX, |kept| addresses.contains(&kept.address));
         *self.addresses.borrow_mut() = (Some(version), addresses);
     }
 

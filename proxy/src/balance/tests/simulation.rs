@@ -87,7 +87,7 @@ impl World {
             }
             2 => {
                 let now = self.now;
-                self.upstreams[any].idle.sweep(now, |wire| now < wire.closes);
+                self.upstreams[any].idle.sweep(now, 2, |wire| now < wire.closes);
             }
             3..=5 if !self.open.is_empty() => self.end(),
             _ => self.request(),

@@ -102,11 +102,15 @@ pub(crate) fn keep_only_capabilities_for_bpf() -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the limit of open files to all that this process may have, and returns it.
-pub fn raise_file_limit() -> u64 {
+/// Raises the limit of open files to all that this process may have.
+pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let _ = setrlimit(Resource::Nofile, all);
+}
+
+/// How many files this process may have open.
+pub fn file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
