@@ -171,27 +171,35 @@ fn chunks_are_written_anew() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
     let upstream = Raw::start(move |_, mut stream| {
-        let got = read_until(&mut stream, b"0\r\n\r\n");
-        say(&mut stream, "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
-        let _ = sender.lock().unwrap().send(String::from_utf8(got).unwrap());
+        let tell = |got| sender.lock().unwrap().send(String::from_utf8(got).unwrap()).unwrap();
+        let begun = read_until(&mut stream, b"hello\r\n");
+        if begun.is_empty() {
+            return;
+        }
+        tell(begun);
+        let rest = read_until(&mut stream, b"0\r\n\r\n");
+        // It says that it takes no other request, which would be lost here.
+        say(&mut stream, "HTTP/1.1 201 Created\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        tell(rest);
     });
+    let heard = || receiver.recv_timeout(Duration::from_secs(20)).expect("the request reaches the upstream");
     let gate = gate(&upstream.url(), "http");
-    let request = format!(
-        "PATCH / HTTP/1.1\r\nHost: a\r\n{}Transfer-Encoding: chunked\r\n\r\n\
-         005;ext=\"1\"\r\nhello\r\n6\r\n world\r\n0\r\nX-Forwarded-For: trailer\r\n\r\n",
-        auth()
-    );
+    let head = format!("PATCH / HTTP/1.1\r\nHost: a\r\n{}Transfer-Encoding: chunked\r\n\r\n", auth());
+    let request = format!("{head}005;ext=\"1\"\r\nhello\r\n6\r\n world\r\n0\r\nX-Forwarded-For: trailer\r\n\r\n");
     assert_eq!(Connection::open(gate.addr()).unwrap().exchange(&request).unwrap().status, 201);
-    let seen = receiver.iter().find(|seen| !seen.is_empty()).unwrap();
-    let (head, body) = seen.split_once("\r\n\r\n").unwrap();
-    assert!(head.contains("\r\nTransfer-Encoding: chunked") && !head.contains("Content-Length"), "{head}");
+    let seen = heard() + &heard();
+    let (fields, body) = seen.split_once("\r\n\r\n").unwrap();
+    assert!(fields.contains("\r\nTransfer-Encoding: chunked") && !fields.contains("Content-Length"), "{fields}");
     assert_eq!(body, "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n");
 
     // Malformed in the middle: the gate says so, and the upstream never sees an end.
-    let bad =
-        format!("PATCH / HTTP/1.1\r\nHost: a\r\n{}Transfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", auth());
-    assert!(answer(gate.addr(), bad.as_bytes()).starts_with("HTTP/1.1 400 "));
-    assert!(!receiver.recv().unwrap().ends_with("0\r\n\r\n"));
+    let mut stream = open(gate.addr());
+    stream.write_all(format!("{head}5\r\nhello\r\n").as_bytes()).unwrap();
+    assert!(heard().ends_with("\r\n\r\n5\r\nhello\r\n"));
+    stream.write_all(b"6\n world\r\n0\r\n\r\n").unwrap();
+    let (got, _) = read_all(&mut stream);
+    assert!(got.starts_with(b"HTTP/1.1 400 "), "{}", String::from_utf8_lossy(&got));
+    assert_eq!(heard(), "");
 }
 
 #[test]
