@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::lab::cmd::{Cmd, tail, which};
 use crate::lab::packages::{self, Need};
@@ -306,6 +306,10 @@ fn tests(summary: &mut Summary, args: &Args) -> anyhow::Result<()> {
             step.line(line);
         }
         step.note(line);
+    });
+    let output = output.with_context(|| match report.running.as_slice() {
+        [] => "the tests did not end".to_owned(),
+        running => format!("the tests did not end; still running after more than a minute: {}", running.join(", ")),
     })?;
     let text = output.everything();
     if output.status.success() {

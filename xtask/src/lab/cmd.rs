@@ -18,6 +18,9 @@ use super::ui::Step;
 
 const TAIL_LINES: usize = 30;
 
+/// How long a command may take that shows nothing meanwhile: one that hangs must not hold up all that comes after it.
+const SILENT_LIMIT: Duration = Duration::from_secs(600);
+
 /// A line, and whether it came from standard output.
 type Line = (bool, Vec<u8>);
 
@@ -190,18 +193,19 @@ impl Cmd {
         self.command
     }
 
-    /// Runs it and hands back what it left, whatever its exit code.
+    /// Runs it and hands back what it left, whatever its exit code. It has ten minutes if no other limit was set.
     ///
     /// # Errors
-    /// When it cannot be started or the person asked for the end meanwhile.
-    pub fn output(self) -> anyhow::Result<Output> {
+    /// When it cannot be started, does not end in time or the person asked for the end meanwhile.
+    pub fn output(mut self) -> anyhow::Result<Output> {
+        self.limit.get_or_insert(SILENT_LIMIT);
         self.watched(&mut |_| ())
     }
 
-    /// Runs it, which must succeed, and hands back its standard output.
+    /// Runs it, which must succeed, and hands back its standard output. Its time is limited as in [`Cmd::output`].
     ///
     /// # Errors
-    /// When it cannot be started or fails.
+    /// When it cannot be started, fails or does not end in time.
     pub fn run(self) -> anyhow::Result<String> {
         Ok(self.output()?.ok()?.text())
     }

@@ -19,6 +19,8 @@ pub(super) struct Report {
     pub(super) suites: Vec<Suite>,
     pub(super) failed: Vec<String>,
     pub(super) ignored: Vec<(String, String)>,
+    /// Those that libtest called slow and that did not end yet.
+    pub(super) running: Vec<String>,
     failures: String,
     in_failures: bool,
 }
@@ -42,8 +44,12 @@ impl Report {
         if self.in_failures {
             self.failures.push_str(line);
             self.failures.push('\n');
-        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
-            self.test(name, outcome);
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            if let Some((name, outcome)) = rest.split_once(" ... ") {
+                self.test(name, outcome);
+            } else if let Some(name) = rest.strip_suffix(" has been running for over 60 seconds") {
+                self.running.push(name.to_owned());
+            }
         }
         false
     }
@@ -53,6 +59,7 @@ impl Report {
         if let Some(suite) = suite {
             suite.tests.insert(name.to_owned());
         }
+        self.running.retain(|running| running != name);
         if outcome.starts_with("FAILED") {
             self.failed.push(name.to_owned());
         } else if let Some(reason) = outcome.strip_prefix("ignored") {
@@ -131,6 +138,8 @@ failures:
 test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.25s
 
      Running ../tests/main.rs (target/debug/deps/main-2c3d)
+test guard::drops has been running for over 60 seconds
+test guard::hangs has been running for over 60 seconds
 test guard::drops ... ok
 test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s
    Doc-tests portcullis
@@ -149,6 +158,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         assert_eq!((first.passed, first.failed, first.ignored, first.seconds), (1, 1, 1, 0.25));
         assert_eq!(report.failed, ["auth::broken"]);
         assert_eq!(report.ignored, [("auth::slow".to_owned(), "takes an hour".to_owned())]);
+        assert_eq!(report.running, ["guard::hangs"]);
         assert!(report.failure_text().unwrap().contains("---- auth::broken stdout ----"));
     }
 
