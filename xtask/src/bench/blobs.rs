@@ -54,6 +54,7 @@ pub(super) fn plain(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::R
     let rows = measure(args, noise, &world, "blobs", &field, backend, &bodies)?;
     let goals = vec![
         Goal::at_most(0.08, ratio(&rows, OURS, RECIPE), format!("blob GET, plain, CPU for each GB, of {RECIPE}"))
+            .beside(kernel(&rows, OURS) / cpu(&rows, RECIPE), "the kernel's part of it")
             .beside(ratio(&rows, BARE, RECIPE), BARE),
         Goal::at_most(1.0, ratio(&rows, OURS, HAPROXY), "blob GET, plain, CPU for each GB, of HAProxy splice-response")
             .beside(ratio(&rows, BARE, HAPROXY), BARE),
@@ -88,6 +89,7 @@ pub(super) fn tls(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
 struct Row {
     name: String,
     cpu: Samples,
+    kernel: Samples,
     speed: Samples,
     peak: f64,
 }
@@ -115,9 +117,12 @@ fn measure(
     let mut rows = Vec::new();
     for (peer, hauls) in peers.iter().zip(samples) {
         let peak = if peer.is_direct() { f64::NAN } else { peer.usage()?.peak_rss as f64 / MIB };
-        let mut row = Row { name: peer.name.clone(), cpu: Samples::default(), speed: Samples::default(), peak };
+        let none = Samples::default;
+        let mut row = Row { name: peer.name.clone(), cpu: none(), kernel: none(), speed: none(), peak };
         for haul in hauls {
-            row.cpu.push(if peer.is_direct() { f64::NAN } else { haul.cpu });
+            let of_proxy = |seconds: f64| if peer.is_direct() { f64::NAN } else { seconds };
+            row.cpu.push(of_proxy(haul.cpu));
+            row.kernel.push(of_proxy(haul.kernel));
             row.speed.push(haul.speed);
         }
         rows.push(row);
@@ -126,8 +131,15 @@ fn measure(
 }
 
 fn ratio(rows: &[Row], ours: &str, theirs: &str) -> f64 {
-    let of = |name: &str| rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.cpu.median());
-    of(ours) / of(theirs)
+    cpu(rows, ours) / cpu(rows, theirs)
+}
+
+fn cpu(rows: &[Row], name: &str) -> f64 {
+    rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.cpu.median())
+}
+
+fn kernel(rows: &[Row], name: &str) -> f64 {
+    rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.kernel.median())
 }
 
 fn remark(args: &Args, behind: &str) -> String {
@@ -146,17 +158,18 @@ fn publish(
     goals: Vec<Goal>,
     remarks: Vec<String>,
 ) -> anyhow::Result<Outcome> {
-    let ours = rows.iter().find(|row| row.name == OURS).map_or(f64::NAN, |row| row.cpu.median());
+    let ours = cpu(rows, OURS);
     let cells = |row: &Row| {
         let of = figure(ours / row.cpu.median(), 3);
-        vec![row.name.clone(), row.cpu.shown(3), of, row.speed.shown(2), figure(row.peak, 1)]
+        let kernel = figure(row.kernel.median(), 3);
+        vec![row.name.clone(), row.cpu.shown(3), kernel, of, row.speed.shown(2), figure(row.peak, 1)]
     };
     let report = Report {
         name,
         title,
         tables: vec![Table {
             caption: "What a GB costs.".into(),
-            heading: vec!["proxy", "CPU s/GB", "portcullis is of it", "GB/s", "peak RSS MiB"],
+            heading: vec!["proxy", "CPU s/GB", "of it in the kernel", "portcullis is of it", "GB/s", "peak RSS MiB"],
             rows: rows.iter().map(cells).collect(),
         }],
         plots: vec![Plot::bars(

@@ -142,6 +142,8 @@ pub(super) struct Bodies {
 pub(super) struct Haul {
     /// Seconds of the proxy's processor time for each GB.
     pub(super) cpu: f64,
+    /// The part of it in the kernel.
+    pub(super) kernel: f64,
     /// GB a second.
     pub(super) speed: f64,
 }
@@ -154,12 +156,14 @@ impl Bodies {
 
     /// Runs `act` with the clocks on.
     pub(super) fn haul(&self, peer: &Peer, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Haul> {
-        let (before, begun) = (peer.usage()?.cpu, Instant::now());
+        let (before, begun) = (peer.usage()?, Instant::now());
         act().with_context(|| peer.name.clone())?;
         let seconds = begun.elapsed().as_secs_f64();
         interrupt::check()?;
         let gigabytes = self.bytes as f64 * self.streams as f64 / 1e9;
-        Ok(Haul { cpu: (peer.usage()?.cpu - before) / gigabytes, speed: gigabytes / seconds })
+        let after = peer.usage()?;
+        let (cpu, user) = (after.cpu - before.cpu, after.user - before.user);
+        Ok(Haul { cpu: cpu / gigabytes, kernel: (cpu - user) / gigabytes, speed: gigabytes / seconds })
     }
 
     fn sink(&self, world: &World, peer: &Peer) -> anyhow::Result<()> {

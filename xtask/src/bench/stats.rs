@@ -84,20 +84,34 @@ impl Goal {
             (true, true) if self.got >= self.limit => "met".to_owned(),
             (true, false) if self.got <= self.limit => "met".to_owned(),
             (true, _) => {
-                let takes = |one: &Yardstick| format!("; {} takes {}", one.whose, figure(one.value, 2));
+                let takes = |one: &Yardstick| format!("; {} takes {}", one.whose, figure(one.value, self.digits()));
                 ["**not met**".to_owned()].into_iter().chain(self.yardsticks.iter().map(takes)).collect()
             }
         }
     }
 
+    /// The digits of its limit.
+    fn usual_digits(&self) -> usize {
+        match self.limit {
+            ..0.1 => 3,
+            ..10.0 => 2,
+            _ => 0,
+        }
+    }
+
+    /// One more where it would look like its limit.
+    fn digits(&self) -> usize {
+        let usual = self.usual_digits();
+        usual + usize::from(self.got != self.limit && figure(self.got, usual) == figure(self.limit, usual))
+    }
+
     /// Its line in a table.
     pub(super) fn row(&self) -> Vec<String> {
         let sign = if self.at_least { "≥" } else { "≤" };
-        let digits = if self.limit < 10.0 { 2 } else { 0 };
         vec![
             self.what.clone(),
-            format!("{sign} {}", figure(self.limit, digits)),
-            figure(self.got, digits),
+            format!("{sign} {}", figure(self.limit, self.usual_digits())),
+            figure(self.got, self.digits()),
             self.verdict(),
         ]
     }
@@ -121,6 +135,9 @@ mod tests {
         assert_eq!(Goal::at_most(1.0, 1.1, "x").row()[3], "**not met**");
         let beside = |limit| Goal::at_most(limit, 1.2, "x").beside(1.1, "a bare relay").row()[3].clone();
         assert_eq!([beside(1.0).as_str(), beside(1.2).as_str()], ["**not met**; a bare relay takes 1.10", "met"]);
+        let close = Goal::at_most(0.75, 0.7538, "x").beside(0.7512, "the kernel").row();
+        assert_eq!(close, ["x", "≤ 0.75", "0.754", "**not met**; the kernel takes 0.751"]);
+        assert_eq!(Goal::at_most(0.08, 0.0746, "x").row(), ["x", "≤ 0.080", "0.075", "met"]);
         assert_eq!(Goal::at_least(50.0, 51.0, "x").row(), ["x", "≥ 50", "51", "met"]);
     }
 }
