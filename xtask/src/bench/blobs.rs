@@ -52,9 +52,10 @@ pub(super) fn plain(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::R
     ];
     let bodies = Bodies { target: format!("/v2/{REPOSITORY}/blobs/{blob}"), bytes, streams: args.streams };
     let rows = measure(args, noise, &world, "blobs", &field, backend, &bodies)?;
+    let kernel = median(&rows, OURS, |row| &row.kernel);
     let goals = vec![
         Goal::at_most(0.08, ratio(&rows, OURS, RECIPE), format!("blob GET, plain, CPU for each GB, of {RECIPE}"))
-            .beside(kernel(&rows, OURS) / cpu(&rows, RECIPE), "the kernel's part of it")
+            .beside(kernel / median(&rows, RECIPE, |row| &row.cpu), "the kernel's part of it")
             .beside(ratio(&rows, BARE, RECIPE), BARE),
         Goal::at_most(1.0, ratio(&rows, OURS, HAPROXY), "blob GET, plain, CPU for each GB, of HAProxy splice-response")
             .beside(ratio(&rows, BARE, HAPROXY), BARE),
@@ -131,15 +132,11 @@ fn measure(
 }
 
 fn ratio(rows: &[Row], ours: &str, theirs: &str) -> f64 {
-    cpu(rows, ours) / cpu(rows, theirs)
+    median(rows, ours, |row| &row.cpu) / median(rows, theirs, |row| &row.cpu)
 }
 
-fn cpu(rows: &[Row], name: &str) -> f64 {
-    rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.cpu.median())
-}
-
-fn kernel(rows: &[Row], name: &str) -> f64 {
-    rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.kernel.median())
+fn median(rows: &[Row], name: &str, what: impl Fn(&Row) -> &Samples) -> f64 {
+    rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| what(row).median())
 }
 
 fn remark(args: &Args, behind: &str) -> String {
@@ -158,7 +155,7 @@ fn publish(
     goals: Vec<Goal>,
     remarks: Vec<String>,
 ) -> anyhow::Result<Outcome> {
-    let ours = cpu(rows, OURS);
+    let ours = median(rows, OURS, |row| &row.cpu);
     let cells = |row: &Row| {
         let of = figure(ours / row.cpu.median(), 3);
         let kernel = figure(row.kernel.median(), 3);

@@ -179,7 +179,7 @@ impl Cable {
         ip(format!("addr add {INSIDE}/24 dev in0"))?;
         ip("link set in0 up".to_owned())?;
         for what in [format!("addr add {GATE}/24 dev out0"), "link set out0 up".to_owned()] {
-            Cmd::new("nsenter").arg(format!("--net={}", within(pid))).arg("ip").args(what.split(' ')).run()?;
+            within(pid).arg("ip").args(what.split(' ')).run()?;
         }
         let link: Value = serde_json::from_str(&ip("-j link show in0".to_owned())?)?;
         let mac = link[0]["address"].as_str().context("in0 has no hardware address")?.replace(':', "");
@@ -190,10 +190,6 @@ impl Cable {
         Ok(Self { far, program: program.to_owned(), pin, frame, _dir: dir })
     }
 
-    fn far(&self) -> String {
-        within(self.far.pid())
-    }
-
     /// Nanoseconds for each of `count` frames of a stranger.
     ///
     /// Where another core is made to receive them, the cable's queue may overflow, and the time is not all in the figure:
@@ -202,7 +198,7 @@ impl Cable {
         for _ in 0..FLOODS {
             let raised = Raised::raise(self, filter, Ipv4Addr::new(203, 0, 113, 9))?;
             let before = self.lost()?;
-            let cmd = self.there().args(["python3", "-c", GENERATOR, "out0"]);
+            let cmd = within(self.far.pid()).args(["python3", "-c", GENERATOR, "out0"]);
             let took = cmd.args([&count.to_string(), &self.frame]).run()?;
             let lost = self.lost()? - before;
             if let Some(counted) = raised.counted()? {
@@ -219,7 +215,7 @@ impl Cable {
 
     /// The frames that the cable had no room for until now.
     fn lost(&self) -> anyhow::Result<u64> {
-        let statistics = self.there().args(["ethtool", "-S", "out0"]).run()?;
+        let statistics = within(self.far.pid()).args(["ethtool", "-S", "out0"]).run()?;
         let counters = statistics.lines().filter_map(|line| line.trim().split_once(": "));
         let lost = counters.filter(|(name, _)| name.ends_with("_xdp_xmit_errors"));
         let lost: Vec<u64> = lost.map(|(_, count)| count.parse()).collect::<Result<_, _>>()?;
@@ -227,17 +223,12 @@ impl Cable {
         Ok(lost.iter().sum())
     }
 
-    /// A command at the far end; its program is the first argument.
-    fn there(&self) -> Cmd {
-        Cmd::new("nsenter").arg(format!("--net={}", self.far()))
-    }
-
     /// Processor seconds for each GB over one connection from the gate's address.
     fn carry(&self, filter: Filter, bytes: u64, inwards: bool) -> anyhow::Result<f64> {
         let _raised = Raised::raise(self, filter, GATE)?;
         let listener = TcpListener::bind((INSIDE, PORT)).context("cannot listen on the guarded port")?;
         let begin = processor()?;
-        let far = File::open(self.far())?;
+        let far = File::open(namespace(self.far.pid()))?;
         let client = thread::spawn(move || {
             move_into_link_name_space(far.as_fd(), Some(LinkNameSpaceType::Network)).context("cannot enter")?;
             let addr = SocketAddr::from((INSIDE, PORT));
@@ -252,8 +243,13 @@ impl Cable {
 }
 
 /// The network namespace of a process.
-fn within(pid: u32) -> String {
+fn namespace(pid: u32) -> String {
     format!("/proc/{pid}/ns/net")
+}
+
+/// A command in the network namespace of a process; the program is its first argument.
+fn within(pid: u32) -> Cmd {
+    Cmd::new("nsenter").arg(format!("--net={}", namespace(pid)))
 }
 
 fn send(mut stream: TcpStream, mut bytes: u64) -> anyhow::Result<()> {
