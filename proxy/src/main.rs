@@ -10,11 +10,14 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use portcullis::cli::{CheckArgs, Cli, Command, ServeArgs};
 use portcullis::config::{self, Config};
-use portcullis::edge::{self, explain::ExplainArgs};
+use portcullis::edge::{self, explain::ExplainArgs, sys::memory::LargeOnHugePages};
 use portcullis::manual;
 
 /// What clap uses for a command line that it does not understand.
 const USAGE: u8 = 2;
+
+#[global_allocator]
+static ALLOCATOR: LargeOnHugePages = LargeOnHugePages;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
