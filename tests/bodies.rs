@@ -3,8 +3,9 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Mutex;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::support::image::sha256;
 use crate::support::packages::{PYTHON, REGISTRY};
 use crate::support::raw::{Raw, read_all, read_head, read_until, reset, say};
 use crate::support::registry::Registry;
-use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, scratch};
+use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, refused, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
 const CREDS: &str = "testuser:testpassword";
@@ -26,8 +27,12 @@ struct Front {
 }
 
 fn front(backend: &str, kind: &str) -> Front {
+    front_of(program(), backend, kind)
+}
+
+fn front_of(program: &Path, backend: &str, kind: &str) -> Front {
     let (dir, admin) = (scratch("bodies").unwrap(), free_address().unwrap());
-    let serve = Serve::new(program()).unwrap().flag("--backend", backend).flag("--kind", kind).admin(admin);
+    let serve = Serve::new(program).unwrap().flag("--backend", backend).flag("--kind", kind).admin(admin);
     Front { gate: serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).start().unwrap(), admin }
 }
 
@@ -307,6 +312,103 @@ fn an_echo_of_chunks_and_of_lengths_passes_both_ways_at_once() {
         });
         assert!(connection.receive(false).unwrap().text() == body, "{framing}");
         sending.join().unwrap();
+    }
+}
+
+/// What the other end of a connection has got so far, told after each read.
+type Arrived = Receiver<usize>;
+
+const FAST: usize = 8 << 20;
+const PAUSES: usize = 5;
+/// So much that what comes behind each pause is not the end.
+const LENGTH: usize = PAUSES * (FAST + 1) + 20_000_000;
+
+/// Sends a body that comes fast, pauses until all of it has arrived, goes on with one byte, and pauses again.
+fn send_with_pauses(to: &mut impl Write, arrived: &Arrived) {
+    let fast = vec![b'x'; FAST];
+    let mut sent = 0;
+    for _ in 0..PAUSES {
+        for piece in [&fast[..], b"y"] {
+            to.write_all(piece).unwrap();
+            sent += piece.len();
+            while arrived.recv_timeout(Duration::from_secs(20)).expect("what was sent arrives") < sent {}
+        }
+    }
+    to.write_all(&vec![b'x'; LENGTH - sent]).unwrap();
+}
+
+fn receive_and_tell(from: &mut impl Read, tell: &Sender<usize>) {
+    let (mut total, mut piece) = (0, vec![0; 65536]);
+    while total < LENGTH {
+        let n = from.read(&mut piece).unwrap();
+        assert!(n > 0, "cut after {total}");
+        total += n;
+        let _ = tell.send(total);
+    }
+    assert_eq!(total, LENGTH);
+}
+
+/// Each of its connections takes many requests: a GET's body pauses, a PUT's is told of as it arrives.
+fn pausing(arrived: Arrived, tell: Sender<usize>) -> Raw {
+    let (arrived, tell) = (Mutex::new(arrived), Mutex::new(tell));
+    Raw::start(move |_, mut stream| {
+        loop {
+            let head = String::from_utf8(read_head(&mut stream)).unwrap();
+            match head.split(' ').next() {
+                Some("GET") => {
+                    say(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"));
+                    send_with_pauses(&mut stream, &arrived.lock().unwrap());
+                }
+                Some("PUT") => {
+                    receive_and_tell(&mut stream, &tell.lock().unwrap());
+                    say(&mut stream, "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+                }
+                Some("HEAD") => say(&mut stream, "HTTP/1.1 204 No Content\r\n\r\n"),
+                _ => return,
+            }
+        }
+    })
+}
+
+/// A fast body is gathered; when it pauses, what has come goes on, to the last byte, and so do the short heads that follow on
+/// the same two connections.
+fn what_came_of_a_body_that_pauses_is_not_held_back(program: &Path) {
+    let ((down, came_down), (up, came_up)) = (channel(), channel());
+    let upstream = pausing(came_down, up);
+    let front = front_of(program, &upstream.url(), "http");
+    let at_start = upstream.connections();
+    let mut client = TcpStream::connect(front.gate.addr()).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    for _ in 0..2 {
+        say(&mut client, &ask("GET", "/", "1.1"));
+        read_head(&mut client);
+        receive_and_tell(&mut client, &down);
+        let put = ask("PUT", "/", "1.1").replace("\r\n\r\n", &format!("\r\nContent-Length: {LENGTH}\r\n\r\n"));
+        for (request, status) in [(ask("HEAD", "/", "1.1"), "204"), (put, "201"), (ask("HEAD", "/", "1.1"), "204")] {
+            say(&mut client, &request);
+            if status == "201" {
+                send_with_pauses(&mut client, &came_up);
+            }
+            let head = String::from_utf8(read_head(&mut client)).unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}");
+        }
+    }
+    assert_eq!(upstream.connections() - at_start, 1);
+    let wanted = 2 * LENGTH as u64;
+    let (copied, spliced) = front.moved_at_least(wanted);
+    assert!(copied + spliced == wanted && copied <= 2 * 16_384, "copied {copied}, spliced {spliced}");
+}
+
+#[test]
+fn on_io_uring_what_came_of_a_body_that_pauses_is_not_held_back() {
+    what_came_of_a_body_that_pauses_is_not_held_back(program());
+}
+
+#[test]
+fn on_epoll_what_came_of_a_body_that_pauses_is_not_held_back() {
+    if !misses(&[PYTHON]) {
+        let dir = scratch("bodies").unwrap();
+        what_came_of_a_body_that_pauses_is_not_held_back(&refused("ring", dir.path()));
     }
 }
 

@@ -28,6 +28,7 @@ pub mod exchange;
 pub mod explain;
 pub mod files;
 pub mod gate;
+pub mod gather;
 pub mod generation;
 pub mod guard;
 pub mod handover;

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::io;
 
 use super::buffers::Buffers;
+use super::gather::Gathering;
 use super::stream::Stream;
 use super::sys::pipe::{Pipe, Pool};
 use super::watch::Watched;
@@ -166,9 +167,9 @@ impl Mover {
         body.send(&ahead).await?;
         count(&body.moved.copied, moved);
         drop(ahead);
-        let mut turn = Turn::default();
+        let mut turn = Turn::new(body);
         while !decoder.is_done() {
-            turn.pause(body).await?;
+            turn.pause(body, 0).await?;
             let mut input = self.buffers.take();
             let most = input.most();
             if body.receive(&mut input, most).await? == 0 {
@@ -192,18 +193,26 @@ impl Mover {
     pub async fn flow(&self, body: &Body<'_>, mut rest: Rest, read: &mut Vec<u8>) -> Result<(), Broken> {
         let spliced = rest.is_worth(self.threshold);
         let spliced = spliced && body.from.is_spliceable() && body.to.is_spliceable();
-        let mut turn = Turn::default();
+        let mut turn = Turn::new(body);
         while !rest.is_over() {
-            turn.pause(body).await?;
+            turn.pause(body, if spliced { rest.at_least() } else { 0 }).await?;
             match spliced.then(|| self.pipes.take()).flatten() {
                 Some(pipe) => self.splice(body, &mut rest, pipe, &mut turn).await?,
                 None => self.copy(body, &mut rest, read, &mut turn).await?,
             }
         }
-        Ok(())
+        turn.gathering.end().map_err(Broken::Source)
     }
 
-    async fn copy(&self, body: &Body<'_>, rest: &mut Rest, read: &mut Vec<u8>, turn: &mut Turn) -> Result<(), Broken> {
+    async fn copy<'c>(
+        &self,
+        body: &Body<'c>,
+        rest: &mut Rest,
+        read: &mut Vec<u8>,
+        turn: &mut Turn<'c>,
+    ) -> Result<(), Broken> {
+        // Reading waits in its own way.
+        turn.gathering.end().map_err(Broken::Source)?;
         let mut buffer = self.buffers.take();
         let most = rest.at_most(buffer.most());
         let n = body.receive(&mut buffer, most).await?;
@@ -229,10 +238,16 @@ impl Mover {
     /// Moves through `pipe` what the sender has, until it has nothing more at the moment. Direct splice(2) after
     /// readiness: io_uring's own splice always goes to a kernel thread, which costs more and stays behind for each
     /// stalled client.
-    async fn splice(&self, body: &Body<'_>, rest: &mut Rest, pipe: Pipe, turn: &mut Turn) -> Result<(), Broken> {
+    async fn splice<'c>(
+        &self,
+        body: &Body<'c>,
+        rest: &mut Rest,
+        pipe: Pipe,
+        turn: &mut Turn<'c>,
+    ) -> Result<(), Broken> {
         let (from, to) = (body.from.socket(), body.to.socket());
         while !rest.is_over() {
-            let mut held = match body.from.try_splice_in(&pipe, rest.at_most(usize::MAX)) {
+            let piece = match body.from.try_splice_in(&pipe, rest.at_most(usize::MAX)) {
                 Ok(0) => {
                     pipe.recycle();
                     return rest.ended(body);
@@ -244,13 +259,14 @@ impl Mover {
                 }
                 Err(error) => return Err(Broken::Source(error)),
             };
-            from.moved(held as u64);
-            rest.take(held);
-            turn.took(held);
+            from.moved(piece as u64);
+            rest.take(piece);
+            turn.took(piece);
             if body.rechunk {
-                body.send_with_more(&chunked::size_line(held)).await?;
+                body.send_with_more(&chunked::size_line(piece)).await?;
             }
             let more = body.rechunk || rest.goes_on();
+            let mut held = piece;
             while held > 0 {
                 match body.to.try_splice_out(&pipe, held, more) {
                     Ok(n) => {
@@ -264,6 +280,11 @@ impl Mover {
             }
             if body.rechunk {
                 body.send(chunked::CHUNK_END).await?;
+            }
+            if turn.gathering.is_on() && piece < pipe.size() {
+                // What came since is left to become a piece.
+                turn.empty = true;
+                break;
             }
             if turn.is_up() {
                 turn.wait(to).await?;
@@ -298,6 +319,14 @@ impl Rest {
         matches!(self, Rest::Exactly(1..))
     }
 
+    /// So much comes for certain, unless it is cut.
+    fn at_least(self) -> u64 {
+        match self {
+            Rest::Exactly(left) => left,
+            Rest::UntilClose | Rest::Ended => 0,
+        }
+    }
+
     fn at_most(self, room: usize) -> usize {
         match self {
             Rest::Exactly(left) => usize::try_from(left).unwrap_or(usize::MAX).min(room),
@@ -325,15 +354,20 @@ impl Rest {
 }
 
 /// A relay's share of its worker's time.
-#[derive(Default)]
-struct Turn {
+struct Turn<'c> {
     bytes: u64,
     /// The sender has nothing more at the moment.
     empty: bool,
+    gathering: Gathering<'c>,
 }
 
-impl Turn {
+impl<'c> Turn<'c> {
+    fn new(body: &Body<'c>) -> Self {
+        Self { bytes: 0, empty: false, gathering: Gathering::new(body.from) }
+    }
+
     fn took(&mut self, bytes: usize) {
+        self.gathering.took(bytes);
         self.bytes += bytes as u64;
         self.empty = bytes < SHORT_READ;
     }
@@ -348,11 +382,11 @@ impl Turn {
         to.writable().await.map_err(Broken::Sink)
     }
 
-    /// Waits where the sender has nothing at the moment, or where it is the others' turn.
-    async fn pause(&mut self, body: &Body<'_>) -> Result<(), Broken> {
+    /// Waits where the sender has nothing at the moment, or where it is the others' turn; `left` bytes may be gathered.
+    async fn pause(&mut self, body: &Body<'_>, left: u64) -> Result<(), Broken> {
         if std::mem::take(&mut self.empty) {
             self.bytes = 0;
-            return body.from.wait().await.map_err(Broken::Source);
+            return self.gathering.wait(left).await.map_err(Broken::Source);
         }
         if self.is_up() { self.wait(body.to.socket()).await } else { Ok(()) }
     }

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use rustls::ConnectionTrafficSecrets;
 use zeroize::Zeroizing;
 
+use super::socket::set_option;
+
 /// What a record holds (RFC 8446 §5.1).
 pub const ALERT: u8 = 21;
 /// See [`ALERT`].
@@ -141,14 +143,6 @@ fn unused_nonces(explicit: [u8; 8]) -> [u8; 8] {
     const OTHER_HALF: u64 = 1 << 63;
     const LOW: u64 = u32::MAX as u64;
     ((u64::from_be_bytes(explicit) ^ OTHER_HALF) & !LOW).to_be_bytes()
-}
-
-fn set_option(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
-    let fd = socket.as_fd().as_raw_fd();
-    let len = value.len() as libc::socklen_t;
-    // SAFETY: `fd` is open for the length of the borrow, and the kernel reads `len` bytes from the slice and keeps no pointer.
-    let done = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Room for one control message of one byte, aligned as its header wants it.

@@ -88,6 +88,18 @@ pub fn refuse_self(fd: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets an option that rustix does not know.
+///
+/// # Errors
+/// As setsockopt(2).
+pub(super) fn set_option(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: `fd` is open for the length of the borrow, and the kernel reads `len` bytes from the slice and keeps no pointer.
+    let done = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 impl Socket {
     /// Hands a non-blocking socket (listening or connected) to this thread's runtime.
     ///
@@ -264,6 +276,15 @@ impl Socket {
             flags |= SpliceFlags::MORE;
         }
         Ok(splice(pipe.read_end(), None, self, None, most, flags)?)
+    }
+
+    /// Sets how many bytes must be there for the socket to be readable (SO_RCVLOWAT, socket(7)), or its end. Whoever waits
+    /// for it already is woken up if they are.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn set_low_water(&self, bytes: u32) -> io::Result<()> {
+        set_option(self, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes.to_ne_bytes())
     }
 
     /// Whether an idle connection can still be used: open, and without a byte that nobody asked for.
