@@ -49,7 +49,7 @@ impl<'c> Gathering<'c> {
         self.proof = self.proof.saturating_sub(bytes as u64);
     }
 
-    /// Whether a look without waiting would find less than a piece.
+    /// Whether pieces are waited for: a look without waiting would find less.
     pub fn is_on(&self) -> bool {
         self.raised
     }
