@@ -1,7 +1,7 @@
 //! Bodies at the real gate: how they are framed, how they move, and what happens when they are shorter, longer or other
 //! than they were said to be.
 
-use std::io::{Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Mutex;
@@ -14,8 +14,10 @@ use crate::support::hello::{Reply, Stub};
 use crate::support::http::{Connection, basic, get};
 use crate::support::image::sha256;
 use crate::support::packages::{PYTHON, REGISTRY};
+use crate::support::pki::Authority;
 use crate::support::raw::{Raw, read_all, read_head, read_until, reset, say};
 use crate::support::registry::Registry;
+use crate::support::secure::Client;
 use crate::support::{Gate, Serve, Service, free_address, htpasswd, misses, program, refused, scratch};
 
 const LINE: &str = "testuser:$apr1$2tC1rkEu$X7QF44CjhNYFqyiqPjedA.";
@@ -348,7 +350,70 @@ fn receive_and_tell(from: &mut impl Read, tell: &Sender<usize>) {
     assert_eq!(total, LENGTH);
 }
 
-/// Each of its connections takes many requests: a GET's body pauses, a PUT's is told of as it arrives.
+/// Writes chunks as docker does: each in three parts, which arrive one by one.
+struct Chunks<'c, W: Write>(&'c mut W);
+
+impl<W: Write> Write for Chunks<'_, W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let data = &data[..data.len().min(32768)];
+        let (first, rest) = data.split_at(data.len().min(4090));
+        self.0.write_all(&[format!("{:x}\r\n", data.len()).as_bytes(), first].concat())?;
+        self.0.write_all(rest)?;
+        self.0.write_all(b"\r\n")?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Chunks<'_, W> {
+    fn end(self) {
+        self.0.write_all(b"0\r\n\r\n").unwrap();
+    }
+}
+
+/// Reads what chunks hold.
+struct Unchunked<'c> {
+    from: BufReader<&'c TcpStream>,
+    left: usize,
+}
+
+impl<'c> Unchunked<'c> {
+    fn new(from: &'c TcpStream) -> Self {
+        Self { from: BufReader::new(from), left: 0 }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        line.strip_suffix("\r\n").expect("a whole line").to_owned()
+    }
+
+    fn end(mut self) {
+        assert_eq!([self.line(), self.line()], ["0", ""]);
+        assert_eq!(self.from.buffer(), b"");
+    }
+}
+
+impl Read for Unchunked<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            self.left = usize::from_str_radix(&self.line(), 16).expect("a size");
+        }
+        let most = buffer.len().min(self.left);
+        let n = self.from.read(&mut buffer[..most])?;
+        self.left -= n;
+        if self.left == 0 {
+            assert_eq!(self.line(), "");
+        }
+        Ok(n)
+    }
+}
+
+/// Each of its connections takes many requests: a GET's body pauses, a PUT's is told of as it arrives, and a POST does both
+/// in chunks; a PATCH's chunks are told of.
 fn pausing(arrived: Arrived, tell: Sender<usize>) -> Raw {
     let (arrived, tell) = (Mutex::new(arrived), Mutex::new(tell));
     Raw::start(move |_, mut stream| {
@@ -362,6 +427,21 @@ fn pausing(arrived: Arrived, tell: Sender<usize>) -> Raw {
                 Some("PUT") => {
                     receive_and_tell(&mut stream, &tell.lock().unwrap());
                     say(&mut stream, "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
+                }
+                Some("POST") => {
+                    let mut body = Unchunked::new(&stream);
+                    receive_and_tell(&mut body, &tell.lock().unwrap());
+                    body.end();
+                    say(&mut stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                    let mut body = Chunks(&mut stream);
+                    send_with_pauses(&mut body, &arrived.lock().unwrap());
+                    body.end();
+                }
+                Some("PATCH") => {
+                    let mut body = Unchunked::new(&stream);
+                    receive_and_tell(&mut body, &tell.lock().unwrap());
+                    body.end();
+                    say(&mut stream, "HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n");
                 }
                 Some("HEAD") => say(&mut stream, "HTTP/1.1 204 No Content\r\n\r\n"),
                 _ => return,
@@ -383,20 +463,31 @@ fn what_came_of_a_body_that_pauses_is_not_held_back(program: &Path) {
         say(&mut client, &ask("GET", "/", "1.1"));
         read_head(&mut client);
         receive_and_tell(&mut client, &down);
-        let put = ask("PUT", "/", "1.1").replace("\r\n\r\n", &format!("\r\nContent-Length: {LENGTH}\r\n\r\n"));
-        for (request, status) in [(ask("HEAD", "/", "1.1"), "204"), (put, "201"), (ask("HEAD", "/", "1.1"), "204")] {
-            say(&mut client, &request);
+        let with = |method, field: &str| ask(method, "/", "1.1").replace("\r\n\r\n", &format!("\r\n{field}\r\n\r\n"));
+        let (short, put) = (ask("HEAD", "/", "1.1"), with("PUT", &format!("Content-Length: {LENGTH}")));
+        let post = with("POST", "Transfer-Encoding: chunked");
+        for (request, status) in [(&short, "204"), (&put, "201"), (&short, "204"), (&post, "200"), (&short, "204")] {
+            say(&mut client, request);
             if status == "201" {
                 send_with_pauses(&mut client, &came_up);
+            } else if status == "200" {
+                let mut body = Chunks(&mut client);
+                send_with_pauses(&mut body, &came_up);
+                body.end();
             }
             let head = String::from_utf8(read_head(&mut client)).unwrap();
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}");
+            if status == "200" {
+                let mut body = Unchunked::new(&client);
+                receive_and_tell(&mut body, &down);
+                body.end();
+            }
         }
     }
     assert_eq!(upstream.connections() - at_start, 1);
-    let wanted = 2 * LENGTH as u64;
+    let (wanted, in_chunks) = (4 * LENGTH as u64, 2 * LENGTH as u64);
     let (copied, spliced) = front.moved_at_least(wanted);
-    assert!(copied + spliced == wanted && copied <= 2 * 16_384, "copied {copied}, spliced {spliced}");
+    assert!(copied + spliced == wanted && copied <= in_chunks + 2 * 16_384, "copied {copied}, spliced {spliced}");
 }
 
 #[test]
@@ -409,6 +500,26 @@ fn on_epoll_what_came_of_a_body_that_pauses_is_not_held_back() {
     if !misses(&[PYTHON]) {
         let dir = scratch("bodies").unwrap();
         what_came_of_a_body_that_pauses_is_not_held_back(&refused("ring", dir.path()));
+    }
+}
+
+#[test]
+fn what_came_of_chunks_over_tls_that_pause_is_not_held_back() {
+    let dir = scratch("bodies").unwrap();
+    let ca = Authority::create(dir.path(), "ca").unwrap();
+    let identity = ca.issue("gate", &["localhost"]).unwrap();
+    let ((_, nothing), (up, came_up)) = (channel(), channel());
+    let upstream = pausing(nothing, up);
+    let serve = Serve::new(program()).unwrap().tls(&identity).flag("--backend", upstream.url()).flag("--kind", "http");
+    let gate = serve.flag("--htpasswd", htpasswd(dir.path(), LINE)).start().unwrap();
+    let mut client = Client::new(&ca, None).connect(gate.addr()).unwrap();
+    for _ in 0..2 {
+        say(&mut client, &ask("PATCH", "/", "1.1").replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        let mut body = Chunks(&mut client);
+        send_with_pauses(&mut body, &came_up);
+        body.end();
+        let head = String::from_utf8(read_head(&mut client)).unwrap();
+        assert!(head.starts_with("HTTP/1.1 202 "), "{head:?}");
     }
 }
 

@@ -39,11 +39,11 @@ impl Raw {
 }
 
 /// Reads until the end of a head; what was read, or what there was before the end.
-pub(crate) fn read_head(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn read_head(stream: &mut impl Read) -> Vec<u8> {
     read_until(stream, b"\r\n\r\n")
 }
 
-pub(crate) fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+pub(crate) fn read_until(stream: &mut impl Read, end: &[u8]) -> Vec<u8> {
     let (mut got, mut byte) = (Vec::new(), [0]);
     while !got.ends_with(end) && matches!(stream.read(&mut byte), Ok(1)) {
         got.push(byte[0]);
@@ -52,7 +52,7 @@ pub(crate) fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
 }
 
 /// Writes, whoever still listens.
-pub(crate) fn say(stream: &mut TcpStream, text: &str) {
+pub(crate) fn say(stream: &mut impl Write, text: &str) {
     let _ = stream.write_all(text.as_bytes());
 }
 

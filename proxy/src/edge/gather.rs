@@ -14,39 +14,59 @@ use monoio::time::sleep;
 
 use super::stream::Stream;
 
-/// What is waited for, in bytes: less than a pipe, so that what comes until it is fetched fits in, too. The kernel lets the
-/// socket's receive buffer grow to hold twice as much.
-const PIECE: u32 = 768 * 1024;
-
-/// How long bytes may wait for others: what comes at less than 40 MB/s is not gathered. With 5 ms patience ran out too often
-/// when eight downloads shared a registry.
+/// How long bytes may wait for others. With 5 ms patience ran out too often when eight downloads shared a registry.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// So many bytes of a body move as they come before the rest is gathered: a short one is left alone.
-const PROOF: u64 = 1 << 20;
-
-/// So many do once patience ran out, so that what trickles is held up once and then hardly ever.
+/// So many bytes move as they come once patience ran out, so that what trickles is held up once and then hardly ever.
 const NEW_PROOF: u64 = 4 << 20;
+
+/// What is waited for, and in which bodies.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// The bytes that are worth waking up for. The kernel lets the socket's receive buffer grow to hold twice as much.
+    piece: u32,
+    /// So many bytes of a body move as they come before the rest is gathered: a short one is left alone.
+    proof: u64,
+}
+
+impl Pace {
+    /// For what is spliced, and of known length. A piece is less than a pipe, so that what comes until it is fetched fits in,
+    /// too. What comes at less than 40 MB/s is not gathered.
+    pub const SPLICED: Self = Self { piece: 768 * 1024, proof: 1 << 20 };
+
+    /// For chunks, where patience has to run out at the end: nobody knows that it is one. `docker push` writes a chunk of
+    /// 32 KiB in three parts, and sends several layers at once, each at little more than 10 MB/s.
+    pub const CHUNKED: Self = Self { piece: 128 * 1024, proof: 4 << 20 };
+}
 
 /// How one body's bytes are waited for.
 #[derive(Debug)]
 pub struct Gathering<'c> {
     from: &'c Stream,
+    pace: Pace,
     /// Bytes still to move before anything is gathered.
     proof: u64,
     /// Whether the socket's low-water mark is raised. It must not stay so: a short answer would never be seen.
     raised: bool,
+    /// Bytes that have not moved of the piece that was waited for last.
+    due: Option<u64>,
 }
 
 impl<'c> Gathering<'c> {
     /// For a body that begins to come from `from`.
-    pub fn new(from: &'c Stream) -> Self {
-        Self { from, proof: PROOF, raised: false }
+    pub fn new(from: &'c Stream, pace: Pace) -> Self {
+        Self { from, pace, proof: pace.proof, raised: false, due: None }
     }
 
     /// Counts bytes that moved.
     pub fn took(&mut self, bytes: usize) {
         self.proof = self.proof.saturating_sub(bytes as u64);
+        self.due = self.due.map(|due| due.saturating_sub(bytes as u64));
+    }
+
+    /// Whether a whole piece was waited for and has moved: what came since is left to become the next one.
+    pub fn is_served(&self) -> bool {
+        self.due == Some(0)
     }
 
     /// Whether pieces are waited for: a look without waiting would find less.
@@ -54,24 +74,28 @@ impl<'c> Gathering<'c> {
         self.raised
     }
 
-    /// Waits for bytes of a body of which `left` are still to come.
+    /// Waits for bytes of a body of which `left` may still come.
     ///
     /// # Errors
     /// When the socket refuses its mark, or the runtime cannot wait for it.
     pub async fn wait(&mut self, left: u64) -> io::Result<()> {
+        self.due = None;
         // A socket that the kernel decrypts counts records, not bytes.
-        let worth = self.proof == 0 && left >= 2 * u64::from(PIECE) && !self.from.is_secure();
+        let worth = self.proof == 0 && left >= 2 * u64::from(self.pace.piece) && !self.from.is_kernel_tls();
         if !worth {
             self.end()?;
             return self.from.wait().await;
         }
         if !self.raised {
-            self.from.socket().set_low_water(PIECE)?;
+            self.from.socket().set_low_water(self.pace.piece)?;
             self.raised = true;
         }
         let from = self.from;
         match select(pin!(from.wait()), pin!(sleep(PATIENCE))).await {
-            Either::Left((ready, _)) => ready,
+            Either::Left((ready, _)) => {
+                self.due = Some(self.pace.piece.into());
+                ready
+            }
             Either::Right(((), ready)) => {
                 self.proof = NEW_PROOF;
                 // Whoever waits for the socket wakes up at that, if anything is there.
@@ -131,12 +155,12 @@ mod tests {
                     sender.write_all(&[b'x'; 16384]).expect("it is sent");
                 }
             });
-            let (mut gathering, mut left, mut tried) = (Gathering::new(&receiver), TOTAL, false);
+            let (mut gathering, mut left, mut tried) = (Gathering::new(&receiver, Pace::SPLICED), TOTAL, false);
             let (mut pieces, mut early) = (0, 0);
             while left > 0 {
                 gathering.wait(left as u64).await.expect("it can be waited for");
                 let there = ioctl_fionread(receiver.socket()).expect("what is there");
-                match there >= u64::from(PIECE) {
+                match there >= u64::from(Pace::SPLICED.piece) {
                     _ if !gathering.is_on() => {}
                     true => pieces += 1,
                     // The kernel does not wait for more where the sender may send no more at the moment.
@@ -157,7 +181,7 @@ mod tests {
     fn less_than_a_piece_does_not_wait_for_ever() {
         Driver::build().expect("a runtime").block_on(async {
             let (mut sender, receiver) = pair();
-            let mut gathering = Gathering::new(&receiver);
+            let mut gathering = Gathering::new(&receiver, Pace::SPLICED);
             gathering.took(1 << 20);
             for _ in 0..3 {
                 sender.write_all(b"few").expect("it is sent");

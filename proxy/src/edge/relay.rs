@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::io;
 
 use super::buffers::Buffers;
-use super::gather::Gathering;
+use super::gather::{Gathering, Pace};
 use super::stream::Stream;
 use super::sys::pipe::{Pipe, Pool};
 use super::watch::Watched;
@@ -167,9 +167,11 @@ impl Mover {
         body.send(&ahead).await?;
         count(&body.moved.copied, moved);
         drop(ahead);
-        let mut turn = Turn::new(body);
+        let mut turn = Turn::new(body, Pace::CHUNKED);
         while !decoder.is_done() {
-            turn.pause(body, 0).await?;
+            turn.pause(body, u64::MAX).await?;
+            // Reading waits in its own way.
+            turn.gathering.end().map_err(Broken::Source)?;
             let mut input = self.buffers.take();
             let most = input.most();
             if body.receive(&mut input, most).await? == 0 {
@@ -180,6 +182,7 @@ impl Mover {
             body.send(&output).await?;
             count(&body.moved.copied, moved);
             turn.took(input.len());
+            turn.empty |= turn.gathering.is_served();
             // What came behind the body is the beginning of the next message.
             read.extend_from_slice(&input[consumed..]);
         }
@@ -193,7 +196,7 @@ impl Mover {
     pub async fn flow(&self, body: &Body<'_>, mut rest: Rest, read: &mut Vec<u8>) -> Result<(), Broken> {
         let spliced = rest.is_worth(self.threshold);
         let spliced = spliced && body.from.is_spliceable() && body.to.is_spliceable();
-        let mut turn = Turn::new(body);
+        let mut turn = Turn::new(body, Pace::SPLICED);
         while !rest.is_over() {
             turn.pause(body, if spliced { rest.at_least() } else { 0 }).await?;
             match spliced.then(|| self.pipes.take()).flatten() {
@@ -362,8 +365,8 @@ struct Turn<'c> {
 }
 
 impl<'c> Turn<'c> {
-    fn new(body: &Body<'c>) -> Self {
-        Self { bytes: 0, empty: false, gathering: Gathering::new(body.from) }
+    fn new(body: &Body<'c>, pace: Pace) -> Self {
+        Self { bytes: 0, empty: false, gathering: Gathering::new(body.from, pace) }
     }
 
     fn took(&mut self, bytes: usize) {
