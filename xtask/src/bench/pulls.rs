@@ -229,7 +229,8 @@ fn goals(client: &str, rows: &[(&str, Row)], sealing: f64) -> Vec<Goal> {
     let without_proxy = wall(DIRECT_TLS) / direct;
     vec![
         Goal::at_most(1.03, wall(TLS) / direct, format!("{what} through the gate with TLS, wall, of direct plain"))
-            .beside(without_proxy, "the registry's own TLS, without a proxy,"),
+            .beside(without_proxy, "the registry's own TLS, without a proxy,")
+            .beside(wall(BARE_TLS) / direct, BARE_TLS),
         Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("{what} with TLS, proxy CPU, of {NGINX_TLS}"))
             .beside(proxy(BARE_TLS) / proxy(NGINX_TLS), BARE_TLS)
             .beside((proxy(COPIES) + sealing) / proxy(NGINX_TLS), "copying and AES-128-GCM alone"),

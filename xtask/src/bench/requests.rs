@@ -15,6 +15,9 @@ use super::world::{MANIFEST, Placing, World};
 use super::{Args, Outcome, apr1_file};
 
 const CONNECTIONS: usize = 64;
+/// A client that thinks before it asks again, in milliseconds. Without thinking the core of load and stub is the one that is
+/// full, and what a percentile shows is how long they wait for each other.
+const THINKING: &str = "delay = function() return math.random(1, 3) end";
 const OURS: &str = "portcullis";
 const LOGGED: &str = "portcullis, access log on";
 const EPOLL: &str = "portcullis, epoll";
@@ -39,17 +42,20 @@ pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Res
     let load = Requests::new(CONNECTIONS, Duration::from_secs_f64(args.window));
     let world = World::start(program, Placing::Pinned, 0)?;
     let pinned = measure(args, noise, &world, "requests, pinned", &field(&world, false)?, &load)?;
+    let thinking = Requests { script: THINKING.to_owned(), ..load.clone() };
+    let thinking = measure(args, noise, &world, "requests, thinking", &unhurried(), &thinking)?;
     drop(world);
     let world = World::start(program, Placing::Free, 0)?;
     let free = measure(args, noise, &world, "requests, all cores", &field(&world, true)?, &load)?;
     drop(world);
-    let goals = goals(&pinned);
+    let goals = goals(&pinned, &thinking);
     let bars = |rows: &[Row]| rows.iter().map(|row| bar(&row.name, &row.cpu)).collect();
     let report = Report {
         name: "requests",
         title: "Small requests over kept connections",
         tables: vec![
             table("The proxy alone on one core, load and stub on the others.", &pinned),
+            table("As the first, and each client thinks for 1 to 3 ms before it asks again: all have room.", &thinking),
             table("Everybody on all cores, a worker for each.", &free),
         ],
         plots: vec![
@@ -95,6 +101,19 @@ fn field(world: &World, free: bool) -> anyhow::Result<Vec<Candidate>> {
     Ok(field)
 }
 
+/// Those whose latencies are compared where nobody is in a hurry.
+fn unhurried() -> Vec<Candidate> {
+    vec![
+        Candidate::gate(OURS),
+        Candidate::gate(EPOLL).on_epoll(),
+        Candidate::new(NGINX, Kind::Nginx(conf::NGINX_PLAIN)).without_login(),
+        Candidate::new(HAPROXY, Kind::Haproxy(conf::HAPROXY_PLAIN)).without_login(),
+        Candidate::new(CACHED, Kind::Nginx(conf::NGINX_CACHED)),
+        Candidate::new(BARE, Kind::Bare(Moves::Small)).without_login(),
+        Candidate::new("direct", Kind::Direct).without_login(),
+    ]
+}
+
 /// Measures candidates side by side.
 pub(super) fn measure(
     args: &Args,
@@ -132,7 +151,7 @@ fn row(name: &str, shots: &[Shot]) -> Row {
 /// Rows as a table.
 pub(super) fn table(caption: &str, rows: &[Row]) -> Table {
     let heading = vec!["proxy", "CPU µs", "of portcullis", "requests/s", "p50 ms", "p99 ms", "p99.9 ms"];
-    let ours = rows.iter().find(|row| row.name == OURS).map_or(f64::NAN, |row| row.cpu.median());
+    let ours = of(rows, OURS).map_or(f64::NAN, |row| row.cpu.median());
     let cells = |row: &Row| {
         vec![
             row.name.clone(),
@@ -152,17 +171,21 @@ pub(super) fn bar(name: &str, samples: &Samples) -> Bar {
     Bar { name: name.to_owned(), median: samples.median(), least: samples.least(), most: samples.most() }
 }
 
-fn goals(rows: &[Row]) -> Vec<Goal> {
-    let of = |name: &str| rows.iter().find(|row| row.name == name);
-    let cpu = |name: &str| of(name).map_or(f64::NAN, |row| row.cpu.median());
-    let p99 = |name: &str| of(name).map_or(f64::NAN, |row| row.p99.median());
+/// The row of one proxy.
+fn of<'a>(rows: &'a [Row], name: &str) -> Option<&'a Row> {
+    rows.iter().find(|row| row.name == name)
+}
+
+fn goals(rows: &[Row], thinking: &[Row]) -> Vec<Goal> {
+    let cpu = |name: &str| of(rows, name).map_or(f64::NAN, |row| row.cpu.median());
     let ratio = |ours: &str, theirs: &str| cpu(ours) / cpu(theirs);
     let cached = |limit: f64, theirs: &str| {
         let what = format!("cached small GET, CPU for each, of {theirs}");
         Goal::at_most(limit, ratio(OURS, theirs), what).beside(ratio(BARE, theirs), BARE)
     };
-    let latency = |theirs: &str| {
-        let what = format!("p99 at {CONNECTIONS} connections, of {theirs}");
+    let latency = |rows: &[Row], clients: &str, theirs: &str| {
+        let p99 = |name: &str| of(rows, name).map_or(f64::NAN, |row| row.p99.median());
+        let what = format!("p99 at {CONNECTIONS} connections{clients}, of {theirs}");
         Goal::at_most(1.0, p99(OURS) / p99(theirs), what).beside(p99(BARE) / p99(theirs), BARE)
     };
     vec![
@@ -173,7 +196,9 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         Goal::at_most(0.75, ratio(EPOLL, CACHED), format!("the same on epoll, of {CACHED}"))
             .beside(ratio(BARE, CACHED), BARE),
         Goal::at_most(1.0, ratio(LOGGED, NGINX), format!("the same with our access log on, of {NGINX} without one")),
-        latency(NGINX),
-        latency(CACHED),
+        latency(rows, "", NGINX),
+        latency(rows, "", CACHED),
+        latency(thinking, " that think", NGINX),
+        latency(thinking, " that think", CACHED),
     ]
 }
