@@ -33,6 +33,7 @@ mod pulls;
 mod report;
 mod requests;
 mod rounds;
+mod samples;
 mod stats;
 mod training;
 mod uploads;

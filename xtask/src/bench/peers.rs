@@ -313,7 +313,8 @@ impl Peer {
         }
     }
 
-    fn pids(&self) -> Vec<u32> {
+    /// It and its children.
+    pub(super) fn pids(&self) -> Vec<u32> {
         let Some(pid) = self.pid() else { return Vec::new() };
         let lists = tasks(pid).into_iter().filter_map(|task| fs::read_to_string(task.join("children")).ok());
         let children = lists.collect::<String>();

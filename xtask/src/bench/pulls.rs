@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::bare::Moves;
 use super::clients::{Client, Place};
 use super::machine::Noise;
 use super::peers::{Candidate, Kind, Peer, configurations as conf};
@@ -14,6 +13,7 @@ use super::plot::Plot;
 use super::report::{Report, Table};
 use super::requests::bar;
 use super::rounds::interleave;
+use super::samples::{self, Spent};
 use super::stats::{Goal, Samples, figure};
 use super::world::{Placing, World};
 use super::{Args, Outcome};
@@ -28,14 +28,19 @@ use crate::lab::skopeo::{Skopeo, Trust};
 use crate::lab::ui::{Step, say};
 
 const LAYERS: usize = 5;
-/// The last of the field.
-const RELAYS: usize = 2;
+/// Few pushes settle what a push costs, and each takes an image of its own.
+const PUSHES: usize = 3;
 const DIRECT_TLS: &str = "direct, the registry's own TLS";
+const PLAIN: &str = "portcullis, plain";
 const TLS: &str = "portcullis, TLS";
 const NGINX_TLS: &str = "nginx tuned, TLS";
 const BARE_TLS: &str = "a relay that does nothing but TLS";
-/// The kernel's part of a relay over TLS that this process encrypts; sealing comes on top.
-const COPIES: &str = "a relay that only copies, plain";
+/// What is sampled, too.
+const SAMPLED: [&str; 4] = [PLAIN, TLS, NGINX_TLS, BARE_TLS];
+const FLOOR: &str = "copying and sealing each byte in a process, and the kernel's part of moving it uncopied, by samples and \
+                     without anything else,";
+const SAMPLING: &str = "samples are of `perf record --event cpu-clock` in pulls of their own; the sealing of programs whose \
+                        functions have no names is in \"else\"";
 const IMAGE: &str = "bench/pull";
 
 #[derive(Default)]
@@ -47,7 +52,6 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, program: &Path, noise: &mut Noise) -> anyhow::Result<Outcome> {
-    let args = &Args { rounds: args.rounds.min(3), ..args.clone() };
     if let Some(reason) = Den::why_not() {
         say(format!("docker and ctr are left out: {reason}"));
         return measure(args, program, noise, &[Client::Skopeo], format!("docker and ctr were left out: {reason}"));
@@ -82,14 +86,13 @@ fn measure(
     let field = [
         Candidate::new("direct, plain", Kind::Direct).without_login(),
         Candidate::new(DIRECT_TLS, Kind::Direct).without_login().tls().before(secure.addr()),
-        Candidate::gate("portcullis, plain"),
+        Candidate::gate(PLAIN),
         Candidate::gate(TLS).tls(),
         Candidate::new(NGINX_TLS, Kind::Nginx(conf::NGINX_CACHED)).tls(),
         Candidate::new("nginx, recipe of 2014, plain", Kind::Nginx(conf::NGINX_2014)),
-        // The relays come last, since nothing is pushed through them: the first tells the registry nothing of its TLS, which
-        // then names the wrong place to send to.
+        // The last, since nothing is pushed through it: it tells the registry nothing of its TLS, which then names the wrong
+        // place to send to.
         Candidate::new(BARE_TLS, Kind::BareTls).without_login().tls(),
-        Candidate::new(COPIES, Kind::Bare(Moves::Copied)).without_login(),
     ];
     let start = |candidate: &Candidate| candidate.clone().or_before(registry.addr()).start(&world);
     let peers: Vec<Peer> = field.iter().map(start).collect::<anyhow::Result<_>>()?;
@@ -97,7 +100,7 @@ fn measure(
     let trust = world.dir.path().join("certs.d");
     fs::create_dir_all(&trust).context("cannot create a directory")?;
     fs::copy(&world.ca, trust.join("ca.crt")).context("cannot copy the CA's certificate")?;
-    let sealing = megabytes as f64 * 1e6 * LAYERS as f64 / sealed_in_a_second()?;
+    let unsampled = samples::why_not();
     let (mut tables, mut goals, mut plots) = (Vec::new(), Vec::new(), Vec::new());
     for client in clients {
         for peer in &peers {
@@ -105,7 +108,8 @@ fn measure(
         }
         for push in [false, true] {
             let title = format!("{} by {}", if push { "pushes" } else { "pulls" }, client.name());
-            let names = &names[..names.len() - if push { RELAYS } else { 0 }];
+            let names = if push { &names[..names.len() - 1] } else { &names };
+            let args = &Args { rounds: if push { args.rounds.min(PUSHES) } else { args.rounds }, ..args.clone() };
             let samples = interleave(args, noise, &title, names, |index| {
                 let place = Place::new(&peers[index], &world, &trust);
                 let server = if peers[index].addr == secure.addr() { &secure } else { &registry };
@@ -115,7 +119,12 @@ fn measure(
             let rows: Vec<(&str, Row)> = names.iter().copied().zip(samples.iter().map(|shots| row(shots))).collect();
             tables.push(table(&title, megabytes, &rows));
             if !push {
-                goals.extend(self::goals(client.name(), &rows, sealing));
+                let spent = match unsampled {
+                    Some(_) => Vec::new(),
+                    None => sample(args, noise, client, &peers, |peer| Place::new(peer, &world, &trust))?,
+                };
+                tables.extend(spent_table(&title, &spent));
+                goals.extend(self::goals(client.name(), &rows, floor(&spent)));
             }
             let bars = rows.iter().map(|(name, row)| bar(name, &row.wall)).collect();
             plots.push(Plot::bars(format!("{title}: seconds"), bars));
@@ -128,11 +137,13 @@ fn measure(
         plots,
         goals: goals.clone(),
         remarks: vec![
+            unsampled.map_or_else(|| SAMPLING.to_owned(), |reason| format!("nothing was sampled: {reason}")),
             format!(
                 "each client begins without the image and without memory of it, docker-registry behind; {LAYERS} layers \
                  of {megabytes} MB that do not compress; everybody on all cores; medians (least–most) of {} interleaved \
-                 rounds",
-                args.rounds
+                 rounds, of pushes {}",
+                args.rounds,
+                args.rounds.min(PUSHES)
             ),
             remark,
             versions(),
@@ -188,6 +199,45 @@ fn transfer(
     Ok(shot)
 }
 
+/// Where the time of a pull goes in each of [`SAMPLED`]: the mean of all rounds.
+fn sample<'p>(
+    args: &Args,
+    noise: &mut Noise,
+    client: &Client<'_>,
+    peers: &'p [Peer],
+    place: impl Fn(&'p Peer) -> Place<'p>,
+) -> anyhow::Result<Vec<(&'static str, Spent)>> {
+    let title = format!("samples of pulls by {}", client.name());
+    let samples = interleave(args, noise, &title, &SAMPLED, |index| {
+        let peer = peers.iter().find(|peer| peer.name == SAMPLED[index]).context("no such peer")?;
+        let place = place(peer);
+        let spent = samples::during(&peer.pids(), || client.pull(&place, IMAGE))?;
+        client.forget(&place, IMAGE)?;
+        Ok((spent, format!("{:.2} s", spent.all())))
+    })?;
+    Ok(SAMPLED.into_iter().zip(samples.iter().map(|all| Spent::mean(all))).collect())
+}
+
+/// What no proxy that seals in its own memory can save of a pull, of what nginx takes.
+fn floor(spent: &[(&str, Spent)]) -> f64 {
+    let of = |name: &str| spent.iter().find(|one| one.0 == name).map(|one| one.1).unwrap_or_default();
+    let sealed = of(BARE_TLS);
+    (sealed.copies() + sealed.sealing + of(PLAIN).kernel) / of(NGINX_TLS).all()
+}
+
+fn spent_table(title: &str, spent: &[(&str, Spent)]) -> Option<Table> {
+    let cells = |(name, spent): &(&str, Spent)| {
+        let parts = [spent.all(), spent.out, spent.into, spent.kernel, spent.sealing, spent.user];
+        let cells = parts.iter().map(|part| figure(*part, 3));
+        [(*name).to_owned()].into_iter().chain(cells).collect()
+    };
+    (!spent.is_empty()).then(|| Table {
+        caption: format!("Where a proxy's time goes in {title}, seconds by samples."),
+        heading: vec!["way", "all", "copies out of the kernel", "into it", "the kernel else", "sealing", "else"],
+        rows: spent.iter().map(cells).collect(),
+    })
+}
+
 fn row(shots: &[[f64; 4]]) -> Row {
     let mut row = Row::default();
     for [wall, proxy, client, registry] in shots {
@@ -218,8 +268,8 @@ fn table(title: &str, megabytes: u64, rows: &[(&str, Row)]) -> Table {
     }
 }
 
-/// `sealing` is how long it takes to encrypt the image, in seconds.
-fn goals(client: &str, rows: &[(&str, Row)], sealing: f64) -> Vec<Goal> {
+/// `floor` is what [`floor`] says, or no number.
+fn goals(client: &str, rows: &[(&str, Row)], floor: f64) -> Vec<Goal> {
     let of = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| &row.1);
     let wall = |name: &str| of(name).map_or(f64::NAN, |row| row.wall.median());
     let proxy = |name: &str| of(name).map_or(f64::NAN, |row| row.proxy.median());
@@ -233,18 +283,6 @@ fn goals(client: &str, rows: &[(&str, Row)], sealing: f64) -> Vec<Goal> {
             .beside(wall(BARE_TLS) / direct, BARE_TLS),
         Goal::at_most(0.5, proxy(TLS) / proxy(NGINX_TLS), format!("{what} with TLS, proxy CPU, of {NGINX_TLS}"))
             .beside(proxy(BARE_TLS) / proxy(NGINX_TLS), BARE_TLS)
-            .beside((proxy(COPIES) + sealing) / proxy(NGINX_TLS), "copying and AES-128-GCM alone"),
+            .beside(floor, FLOOR),
     ]
-}
-
-/// How many bytes are encrypted in a second of processor time with AES-128-GCM in records of TLS' size, by OpenSSL.
-fn sealed_in_a_second() -> anyhow::Result<f64> {
-    let step = Step::begin("openssl speed");
-    let options = ["speed", "-mr", "-seconds", "2", "-bytes", "16384", "-evp", "aes-128-gcm"];
-    let output = Cmd::new("openssl").args(options).output()?.everything();
-    // "+F:22:aes-128-gcm:4535533568.00"
-    let line = output.lines().find(|line| line.starts_with("+F:")).context("openssl speed tells no speed")?;
-    let speed: f64 = line.rsplit(':').next().unwrap_or_default().parse().context("openssl speed tells no speed")?;
-    step.done(&format!("{:.2} GB/s", speed / 1e9));
-    Ok(speed)
 }
