@@ -2,10 +2,9 @@
 //! built unoptimised.
 //!
 //! For small requests: one recv and one send each way on sockets that are kept, in one thread. For large bodies: a thread
-//! each way that waits in recv or splice(2) itself, and moves what is there.
+//! each way that waits in splice(2) itself, and moves what is there.
 
 use std::convert::Infallible;
-use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::exit;
@@ -20,8 +19,6 @@ use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, pipe, splice};
 
 /// More than any request or answer of the bench.
 const ROOM: usize = 16 << 10;
-/// What the gate reads at once of a large body.
-const LARGE_ROOM: usize = 256 << 10;
 /// As the pipes of all proxies of the bench.
 const PIPE: usize = 1 << 20;
 /// Large bodies on their way at once, and more than a client keeps.
@@ -44,8 +41,6 @@ pub struct Args {
 pub enum Moves {
     /// Small requests and answers.
     Small,
-    /// Large bodies, through this process.
-    Copied,
     /// Large bodies, through pipes.
     Spliced,
 }
@@ -55,7 +50,6 @@ impl Moves {
     pub(super) fn word(self) -> &'static str {
         match self {
             Moves::Small => "small",
-            Moves::Copied => "copied",
             Moves::Spliced => "spliced",
         }
     }
@@ -79,8 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     listen(&listener, BACKLOG).context("cannot let clients wait")?;
     match args.moves {
         Moves::Small => relay_small(&listener, args.to),
-        Moves::Copied => relay_large(&listener, args.to, copy),
-        Moves::Spliced => relay_large(&listener, args.to, splice_through),
+        Moves::Spliced => relay_large(&listener, args.to),
     }
 }
 
@@ -102,23 +95,21 @@ fn relay_small(listener: &TcpListener, to: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-type Pump = fn(&TcpStream, &TcpStream) -> anyhow::Result<()>;
-
 /// Where it comes from, and where it goes.
 type Ends = [Arc<TcpStream>; 2];
 
 /// Two threads for each connection that there may be, which stay: the bench adds up the processor time of those there are.
-fn relay_large(listener: &TcpListener, to: SocketAddr, pump: Pump) -> anyhow::Result<()> {
+fn relay_large(listener: &TcpListener, to: SocketAddr) -> anyhow::Result<()> {
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
             let (ask, asked) = channel::<Ends>();
             let (tell, told) = channel();
             scope.spawn(move || {
                 // An end that goes away in the middle is no matter here.
-                asked.iter().all(|[from, to]| tell.send(pump(&from, &to).is_ok()).is_ok())
+                asked.iter().all(|[from, to]| tell.send(splice_through(&from, &to).is_ok()).is_ok())
             });
             scope.spawn(move || {
-                let Err(error) = relay_in_turn(listener, to, pump, &ask, &told);
+                let Err(error) = relay_in_turn(listener, to, &ask, &told);
                 // With a thread less it would be measured as less than it is.
                 eprintln!("bare relay: {error:#}");
                 exit(1);
@@ -132,7 +123,6 @@ fn relay_large(listener: &TcpListener, to: SocketAddr, pump: Pump) -> anyhow::Re
 fn relay_in_turn(
     listener: &TcpListener,
     to: SocketAddr,
-    pump: Pump,
     ask: &Sender<Ends>,
     told: &Receiver<bool>,
 ) -> anyhow::Result<Infallible> {
@@ -142,19 +132,8 @@ fn relay_in_turn(
         client.set_nodelay(true).context("cannot send at once")?;
         upstream.set_nodelay(true).context("cannot send at once")?;
         ask.send([Arc::clone(&client), Arc::clone(&upstream)]).context("a thread is gone")?;
-        let _ = pump(&upstream, &client);
+        let _ = splice_through(&upstream, &client);
         told.recv().context("a thread is gone")?;
-    }
-}
-
-fn copy(mut from: &TcpStream, mut to: &TcpStream) -> anyhow::Result<()> {
-    let mut room = vec![0; LARGE_ROOM];
-    loop {
-        let n = from.read(&mut room)?;
-        if n == 0 {
-            return Ok(to.shutdown(Shutdown::Write)?);
-        }
-        to.write_all(&room[..n])?;
     }
 }
 
