@@ -108,18 +108,20 @@ impl Client<'_> {
         Ok(children()? + daemons.iter().sum::<f64>())
     }
 
-    /// Pulls an image.
-    pub(super) fn pull(&self, place: &Place<'_>, repository: &str) -> anyhow::Result<()> {
+    /// Pulls an image. What has no daemon to keep it comes back in a directory, so that nobody takes the time of its end for
+    /// a part of the pull.
+    pub(super) fn pull(&self, place: &Place<'_>, repository: &str) -> anyhow::Result<Option<TempDir>> {
         let name = place.name(repository);
         match self {
             Client::Skopeo => {
                 let back = scratch("image")?;
                 Skopeo::new()?.pull(&name, back.path(), place.creds(), place.skopeo_trust())?.ok()?;
+                return Ok(Some(back));
             }
             Client::Docker(docker) => drop(docker.client().args(["pull", "--quiet", &name]).limit(LIMIT).run()?),
             Client::Ctr(containerd, den) => drop(ctr(containerd, den, "pull", place).arg(&name).limit(LIMIT).run()?),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Forgets it again.

@@ -189,12 +189,13 @@ fn transfer(
     let registry_cpu = || Usage::of(registry.service().pid()).map(|usage| usage.cpu);
     let (proxy, spent, server) = (peer.usage()?.cpu, client.cpu()?, registry_cpu()?);
     let begun = Instant::now();
-    match &loaded {
-        Some(image) => client.push(place, image)?,
+    let pulled = match &loaded {
+        Some(image) => client.push(place, image).map(|()| None)?,
         None => client.pull(place, &repository)?,
-    }
+    };
     let wall = begun.elapsed().as_secs_f64();
     let shot = [wall, peer.usage()?.cpu - proxy, client.cpu()? - spent, registry_cpu()? - server];
+    drop(pulled);
     client.forget(place, &repository)?;
     Ok(shot)
 }
@@ -211,7 +212,7 @@ fn sample<'p>(
     let samples = interleave(args, noise, &title, &SAMPLED, |index| {
         let peer = peers.iter().find(|peer| peer.name == SAMPLED[index]).context("no such peer")?;
         let place = place(peer);
-        let spent = samples::during(&peer.pids(), || client.pull(&place, IMAGE))?;
+        let spent = samples::during(&peer.pids(), || client.pull(&place, IMAGE).map(drop))?;
         client.forget(&place, IMAGE)?;
         Ok((spent, format!("{:.2} s", spent.all())))
     })?;

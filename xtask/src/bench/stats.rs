@@ -85,9 +85,17 @@ impl Goal {
             (true, false) if self.got <= self.limit => "met".to_owned(),
             (true, _) => {
                 let takes = |one: &Yardstick| format!("; {} takes {}", one.whose, figure(one.value, self.digits()));
-                ["**not met**".to_owned()].into_iter().chain(self.yardsticks.iter().map(takes)).collect()
+                let short =
+                    if self.is_out_of_reach() { "**not met**, nor by what is beside it" } else { "**not met**" };
+                [short.to_owned()].into_iter().chain(self.yardsticks.iter().map(takes)).collect()
             }
         }
+    }
+
+    /// Whether something is beside it, and none of that reaches it.
+    fn is_out_of_reach(&self) -> bool {
+        let misses = |one: &Yardstick| if self.at_least { one.value < self.limit } else { one.value > self.limit };
+        !self.yardsticks.is_empty() && self.yardsticks.iter().all(misses)
     }
 
     /// The digits of its limit.
@@ -134,9 +142,12 @@ mod tests {
         assert_eq!(Goal::at_most(1.0, f64::NAN, "x").row()[3], "not measured");
         assert_eq!(Goal::at_most(1.0, 1.1, "x").row()[3], "**not met**");
         let beside = |limit| Goal::at_most(limit, 1.2, "x").beside(1.1, "a bare relay").row()[3].clone();
-        assert_eq!([beside(1.0).as_str(), beside(1.2).as_str()], ["**not met**; a bare relay takes 1.10", "met"]);
+        assert_eq!([beside(1.15).as_str(), beside(1.2).as_str()], ["**not met**; a bare relay takes 1.10", "met"]);
+        assert_eq!(beside(1.0), "**not met**, nor by what is beside it; a bare relay takes 1.10");
+        let unknown = Goal::at_most(1.0, 1.2, "x").beside(f64::NAN, "a bare relay").row()[3].clone();
+        assert!(unknown.starts_with("**not met**; a bare relay takes"), "{unknown}");
         let close = Goal::at_most(0.75, 0.7538, "x").beside(0.7512, "the kernel").row();
-        assert_eq!(close, ["x", "≤ 0.75", "0.754", "**not met**; the kernel takes 0.751"]);
+        assert_eq!(close, ["x", "≤ 0.75", "0.754", "**not met**, nor by what is beside it; the kernel takes 0.751"]);
         assert_eq!(Goal::at_most(0.08, 0.0746, "x").row(), ["x", "≤ 0.080", "0.075", "met"]);
         assert_eq!(Goal::at_least(50.0, 51.0, "x").row(), ["x", "≥ 50", "51", "met"]);
     }
